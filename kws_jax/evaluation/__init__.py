@@ -1,1 +1,1 @@
-"""evaluation."""
+"""Evaluation: predictions to measures."""

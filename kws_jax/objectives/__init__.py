@@ -1,1 +1,1 @@
-"""objectives."""
+"""Objectives: what a stage minimises."""

@@ -57,3 +57,8 @@ def apply_gradients(
         )
         trees[label] = optax.apply_updates(state.trees[label], updates)
     return state.replace(trees=trees, opt_state=opt_state)
+
+
+def without_optimizers(state: TrainState) -> TrainState:
+    """The state as it is used after training."""
+    return state.replace(opt_state={})

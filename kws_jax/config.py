@@ -1,0 +1,167 @@
+"""Reading, checking, storing and comparing the config of an experiment; no JAX here."""
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kws_jax.errors import UserError, nearest
+
+SOURCES = ("tfds", "folder", "synthetic")
+STAGE_KINDS = ("train", "search", "random_search")
+# Fields that may differ when an experiment is taken up again: where things lie and
+# how they are shown, not what is computed.
+_MAY_DIFFER = ("data.cache_dir", "data.dir", "data.threads", "log_every_steps")
+
+
+def load_file(value: str) -> ConfigDict:
+    """The config of `FILE.py` or `FILE.py:ARGUMENT`.
+
+    Raises:
+      UserError: where there is no such file (the nearest name beside it is given), or
+        the file has no `get_config`.
+    """
+    name, _, argument = value.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        beside = path.parent if path.parent.is_dir() else Path("configs")
+        known = [str(p) for p in beside.glob("*.py") if p.name != "__init__.py"]
+        raise UserError(f"--config: there is no file {name!r}; {nearest(name, known)}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config: {name!r} defines no get_config(argument).")
+    return module.get_config(argument or None)
+
+
+def check_overrides(config: ConfigDict, arguments: list[str], flag: str) -> None:
+    """Raises UserError for a `--config.FIELD` that the config lacks.
+
+    With `flag` other than "config", it is a group of the config: `--data.FIELD`.
+    """
+    group = "" if flag == "config" else f"{flag}."
+    for argument in arguments:
+        match = re.match(rf"--?{flag}\.([^=]+)", argument)
+        if match:
+            _find(config, group + match.group(1), f"--{flag}.{match.group(1)}")
+
+
+def _find(config: Any, path: str, flag: str) -> None:
+    here, done = config, "config"
+    for part in re.findall(r"[^.\[\]]+", path):
+        if isinstance(here, tuple | list) and part.isdigit():
+            if int(part) >= len(here):
+                raise UserError(f"{flag}: {done} has {len(here)} entries.")
+            here, done = here[int(part)], f"{done}[{part}]"
+            continue
+        keys = list(here.keys()) if isinstance(here, ConfigDict) else []
+        if part not in keys:
+            hint = nearest(part, keys) if keys else f"{done} is a value, not a group."
+            raise UserError(f"{flag}: {done} has no field {part!r}; {hint}")
+        here, done = here[part], f"{done}.{part}"
+
+
+def keywords(config: ConfigDict) -> tuple[str, ...]:
+    """`config.data.keywords`, a comma-separated string, as words."""
+    return tuple(w.strip() for w in config.data.keywords.split(",") if w.strip())
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for values that cannot work, before anything slow is done."""
+    if config.data.source not in SOURCES:
+        raise UserError(
+            f"config.data.source = {config.data.source!r} is unknown; "
+            f"{nearest(config.data.source, SOURCES)}"
+        )
+    if not config.stages:
+        raise UserError("config.stages is empty: give at least one stage.")
+    names = [stage.name for stage in config.stages]
+    if len(set(names)) < len(names):
+        raise UserError(f"config.stages: the names {names} must differ.")
+    for index, stage in enumerate(config.stages):
+        _check_stage(stage, f"config.stages[{index}]")
+
+
+def _check_stage(stage: ConfigDict, where: str) -> None:
+    if stage.kind not in STAGE_KINDS:
+        raise UserError(
+            f"{where}.kind = {stage.kind!r} is unknown; "
+            f"{nearest(stage.kind, STAGE_KINDS)}"
+        )
+    if stage.kind == "random_search":
+        return
+    if stage.steps <= 0 and stage.epochs <= 0:
+        raise UserError(f"{where}: set epochs or steps above 0.")
+    if stage.batch_size < 1:
+        raise UserError(f"{where}.batch_size = {stage.batch_size}: give at least 1.")
+    if stage.eval_every_epochs <= 0:
+        raise UserError(f"{where}.eval_every_epochs: give a number above 0.")
+    for field in ("clean_fraction", "background_probability"):
+        if not 0 <= stage.condition[field] <= 1:
+            raise UserError(f"{where}.condition.{field}: give a number in 0 … 1.")
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON text, as kept in `WORKDIR/config.json`."""
+    return config.to_json_best_effort(indent=1, sort_keys=True)
+
+
+def load_workdir(workdir: Path) -> ConfigDict:
+    """The config stored in a workdir.
+
+    Raises:
+      UserError: where there is none.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"--workdir={workdir} holds no experiment (there is no config.json); give "
+            "the workdir of a run of kws_jax.main."
+        )
+    return ConfigDict(_tuples(json.loads(path.read_text())))
+
+
+def check_same(config: ConfigDict, stored: ConfigDict, workdir: Path) -> None:
+    """Raises UserError where `workdir` holds another experiment than `config`."""
+    new, old = (dict(_leaves(json.loads(to_json(c)))) for c in (config, stored))
+    differing = [
+        name
+        for name in sorted(new.keys() | old.keys())
+        if new.get(name) != old.get(name) and name not in _MAY_DIFFER
+    ]
+    if differing:
+        shown = "\n".join(
+            f"  config.{n}: {old.get(n)!r} there, {new.get(n)!r} here"
+            for n in differing[:5]
+        )
+        raise UserError(
+            f"--workdir={workdir} belongs to another experiment:\n{shown}\nChoose "
+            "another --workdir, or give the config that it was started with."
+        )
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
+    elif isinstance(tree, list) and tree and isinstance(tree[0], Mapping):
+        for index, value in enumerate(tree):
+            yield from _leaves(value, f"{prefix}[{index}]")
+    else:
+        yield prefix, tree
+
+
+def _tuples(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _tuples(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return tuple(
+            ConfigDict(_tuples(v)) if isinstance(v, Mapping) else v for v in tree
+        )
+    return tree

@@ -1,0 +1,88 @@
+"""Audio files of any kind as int16 mono at 16 kHz."""
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+
+from kws_jax.data.corpus import SAMPLE_RATE
+from kws_jax.errors import UserError
+
+AUDIO_SUFFIXES = tuple(
+    f".{name}"
+    for name in ("wav", "flac", "ogg", "mp3")
+    if name.upper() in soundfile.available_formats()
+)
+
+
+class CorruptAudioError(UserError):
+    """A file that is missing, empty, damaged or no audio; `reason` tells which."""
+
+    def __init__(self, name: str, reason: str):
+        self.reason = reason.strip().rstrip(".")
+        super().__init__(
+            f"{name} cannot be read as audio: {self.reason}. Expected one of "
+            f"{', '.join(AUDIO_SUFFIXES)}; replace the file or remove it"
+        )
+
+
+def read_audio(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads one file: int16 [samples], mono, at 16 kHz.
+
+    Several channels are averaged, other sample rates are resampled with soxr. Mono
+    16-bit files at 16 kHz come out sample by sample as they are.
+
+    Raises:
+      CorruptAudioError: the file is missing, empty, damaged or no audio.
+    """
+    try:
+        os.stat(path)
+        return decode_audio(os.fspath(path), str(path))
+    except OSError as error:
+        raise CorruptAudioError(str(path), str(error.strerror)) from error
+
+
+def decode_audio(file: str | BinaryIO, name: str) -> np.ndarray:
+    """As `read_audio`, also from a file inside an archive; `name` is for the errors."""
+    try:
+        with soundfile.SoundFile(file) as sound:
+            exact = sound.subtype == "PCM_16"
+            expected, rate = sound.frames, sound.samplerate
+            audio = sound.read(dtype="int16" if exact else "float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise CorruptAudioError(
+            name, getattr(error, "error_string", str(error))
+        ) from error
+    if not len(audio):
+        raise CorruptAudioError(name, "it holds no samples")
+    if len(audio) < expected:
+        raise CorruptAudioError(
+            name, f"it ends after {len(audio)} of {expected} samples"
+        )
+    if not np.isfinite(audio).all():
+        raise CorruptAudioError(name, "some samples are not finite numbers")
+    if exact and rate == SAMPLE_RATE and audio.shape[1] == 1:
+        return audio[:, 0]
+    mono = audio.mean(axis=1, dtype=np.float32) * (1.0 if exact else 2.0**15)
+    if rate != SAMPLE_RATE:
+        mono = soxr.resample(mono, rate, SAMPLE_RATE)
+    return np.clip(np.rint(mono), -(2**15), 2**15 - 1).astype(np.int16)
+
+
+def find_audio(
+    folder: str | os.PathLike[str], *, recursive: bool = False
+) -> list[Path]:
+    """The audio files in `folder` by suffix, sorted by path; hidden ones left out.
+
+    With `recursive`, the files of all folders below it too.
+    """
+    found = Path(folder).rglob("*") if recursive else Path(folder).iterdir()
+    return sorted(path for path in found if is_audio(path.name))
+
+
+def is_audio(name: str) -> bool:
+    """Whether a file of this name is taken for audio."""
+    return name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith(".")

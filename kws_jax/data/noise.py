@@ -1,0 +1,96 @@
+"""Recordings of noise in one flat array, from which crops are cut cheaply."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from kws_jax.data.corpus import CLIP_SAMPLES, SAMPLE_RATE, Recording
+from kws_jax.errors import UserError
+
+_FADE = SAMPLE_RATE // 100  # samples: 10 ms hide the seam of a loop
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseBank:
+    """Recordings laid end to end; a crop never crosses from one into the next.
+
+    Attributes:
+      audio: int16 [samples], all recordings one after the other.
+      starts: int64 [r], where each recording begins in `audio`.
+      lengths: int64 [r], its samples, at least `CLIP_SAMPLES`.
+    """
+
+    audio: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def from_recordings(cls, recordings: Sequence[Recording]) -> "NoiseBank":
+        """A bank of int16 recordings at 16 kHz.
+
+        A recording shorter than a clip is looped with a cross-fade to twice the length
+        of a clip, so that it too has more than one crop.
+
+        Raises:
+          UserError: there is no recording, or one is silent (all zero) or empty.
+        """
+        if not recordings:
+            raise UserError(
+                "There are no noise recordings to mix with; give a folder with at least"
+                " one audio file, or a condition without noise and background."
+            )
+        silent = [r.name for r in recordings if not np.any(r.audio)]
+        if silent:
+            raise UserError(
+                f"Silent or empty noise recordings: {', '.join(silent)}. Noise at a"
+                " given SNR needs sound; remove these files."
+            )
+        parts = [_looped(np.asarray(r.audio, np.int16)) for r in recordings]
+        lengths = np.array([len(part) for part in parts], np.int64)
+        starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
+        return cls(np.concatenate(parts), starts, lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def crops(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Crops of one clip's length, chosen by uniform draws.
+
+        The recording is uniform over recordings (not over their seconds: a long one
+        does not drown the short kinds), then the start is uniform over its valid ones.
+
+        Args:
+          recording: float [b] in [0, 1), choose the recording.
+          start: float [b] in [0, 1), choose the first sample.
+
+        Returns:
+          int16 [b, CLIP_SAMPLES].
+        """
+        row = (np.asarray(recording) * len(self)).astype(np.int64)
+        choices = self.lengths[row] - CLIP_SAMPLES + 1
+        first = self.starts[row] + (np.asarray(start) * choices).astype(np.int64)
+        crops = np.empty((len(first), CLIP_SAMPLES), np.int16)
+        for crop, begin in zip(crops, first, strict=True):
+            crop[:] = self.audio[begin : begin + CLIP_SAMPLES]
+        return crops
+
+
+def _looped(audio: np.ndarray) -> np.ndarray:
+    """`audio` itself, or if shorter than a clip, repeated to two clips' length."""
+    if len(audio) >= CLIP_SAMPLES:
+        return audio
+    fade = min(_FADE, len(audio) // 4)
+    period = len(audio) - fade
+    # sin² + cos² = 1: two copies at a seam keep the mean power of uncorrelated noise.
+    rise = np.sin(np.pi / 2 * (np.arange(fade) + 0.5) / max(fade, 1))
+    copy = audio.astype(np.float64)
+    copy[:fade] *= rise
+    copy[len(audio) - fade :] *= rise[::-1]
+    repeats = -(-2 * CLIP_SAMPLES // period) + 1
+    loop = np.zeros(period * repeats + fade)
+    for first in range(0, period * repeats, period):
+        loop[first : first + len(audio)] += copy
+    # The ends lack their neighbour's half of the cross-fade.
+    loop = loop[fade : period * repeats]
+    return np.clip(np.rint(loop), -32768, 32767).astype(np.int16)

@@ -1,0 +1,187 @@
+"""Measures of a classifier, each with its uncertainty, in NumPy alone."""
+
+import math
+import statistics
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
+    """The fraction of predictions that equal their labels.
+
+    Args:
+      labels: int [n].
+      predictions: int [n].
+
+    Raises:
+      ValueError: if the lengths differ or there is no example.
+    """
+    labels, predictions = _pair(labels, predictions)
+    return float(np.mean(labels == predictions))
+
+
+def wilson_interval(
+    successes: int, count: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Wilson's score interval of a proportion p = successes/count.
+
+    (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n) with n = count and z the normal
+    quantile of (1 + confidence)/2.
+
+    Args:
+      successes: 0 … count.
+      count: number of trials, at least 1.
+      confidence: between 0 and 1.
+
+    Returns:
+      The lower and the upper bound, within [0, 1].
+
+    Raises:
+      ValueError: if an argument is out of its range.
+
+    Reference: Wilson 1927, J. Am. Stat. Assoc. 22:209–212.
+    """
+    if count < 1 or not 0 <= successes <= count or not 0 < confidence < 1:
+        raise ValueError(
+            f"need 0 <= successes <= count, count >= 1 and 0 < confidence < 1; got "
+            f"{successes} of {count} at {confidence}"
+        )
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    p, spread = successes / count, z * z / count
+    centre = (p + spread / 2) / (1 + spread)
+    half = z * math.sqrt(p * (1 - p) / count + spread / (4 * count)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def confusion_matrix(
+    labels: ArrayLike, predictions: ArrayLike, num_labels: int
+) -> np.ndarray:
+    """How often each label (row) was taken for each label (column).
+
+    Args:
+      labels: int [n], each in 0 … num_labels - 1.
+      predictions: int [n], each in 0 … num_labels - 1.
+      num_labels: k.
+
+    Returns:
+      int64 [k, k]; the rows add up to the examples of a label, the diagonal is right.
+
+    Raises:
+      ValueError: if the lengths differ, there is no example, or a label is out of its
+        range.
+    """
+    labels, predictions = _pair(labels, predictions)
+    both = np.concatenate([labels, predictions])
+    if both.min() < 0 or both.max() >= num_labels:
+        raise ValueError(
+            f"labels and predictions must be in 0 … {num_labels - 1}, found "
+            f"{both.min()} … {both.max()}"
+        )
+    cells = np.bincount(labels * num_labels + predictions, minlength=num_labels**2)
+    return cells.reshape(num_labels, num_labels)
+
+
+def recall_per_label(confusion: np.ndarray) -> np.ndarray:
+    """The fraction of each label's examples that were recognised.
+
+    Args:
+      confusion: int [k, k] of `confusion_matrix`.
+
+    Returns:
+      float64 [k]; NaN for a label without examples.
+    """
+    count = confusion.sum(axis=1)
+    missing = np.full(len(count), np.nan)
+    return np.divide(np.diagonal(confusion), count, out=missing, where=count > 0)
+
+
+def paired_bootstrap(
+    correct_a: ArrayLike,
+    correct_b: ArrayLike,
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> tuple[float, tuple[float, float]]:
+    """The difference in accuracy of two systems on the same clips, with its interval.
+
+    The clips are drawn with replacement, both systems together; the interval spans the
+    percentiles (1 ∓ confidence)/2 of the resampled differences. Since a clip adds -1, 0
+    or +1, a resample is one draw of three counts from a multinomial distribution.
+
+    Args:
+      correct_a: bool [n], whether system a was right on each clip.
+      correct_b: bool [n], the same of system b.
+      samples: number of resamples.
+      seed: seed of the draws.
+      confidence: between 0 and 1.
+
+    Returns:
+      accuracy(a) - accuracy(b), and (lower, upper).
+
+    Raises:
+      ValueError: if the lengths differ or there is no clip.
+
+    Reference: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
+    """
+    a, b = _pair(correct_a, correct_b)
+    gains, losses = int(np.sum(a > b)), int(np.sum(a < b))
+    count = len(a)
+    share = np.array([gains, losses, count - gains - losses]) / count
+    draws = np.random.default_rng(seed).multinomial(count, share, size=samples)
+    differences = (draws[:, 0] - draws[:, 1]) / count
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(differences, [tail, 1 - tail])
+    return (gains - losses) / count, (float(low), float(high))
+
+
+def result(
+    stage: str,
+    split: str,
+    condition: str,
+    metric: str,
+    value: float,
+    ci95: tuple[float, float] | None,
+    count: int,
+) -> dict[str, Any]:
+    """One row of results.json.
+
+    Args:
+      stage: name of the stage whose weights were measured.
+      split: "train", "validation" or "test".
+      condition: name of the acoustic condition, such as "clean".
+      metric: what was measured, such as "accuracy".
+      value: the measure.
+      ci95: lower and upper bound of its 95 % confidence interval, if it has one.
+      count: number of clips behind the value.
+
+    Returns:
+      A dict of plain Python values that JSON can hold.
+
+    Raises:
+      ValueError: if the value or a bound is not finite, which JSON cannot hold.
+    """
+    bounds = None if ci95 is None else [float(bound) for bound in ci95]
+    if not np.isfinite([float(value), *(bounds or [])]).all():
+        raise ValueError(f"{metric} on {split}, {condition}: {value} {ci95} not finite")
+    return {
+        "stage": stage,
+        "split": split,
+        "condition": condition,
+        "metric": metric,
+        "value": float(value),
+        "ci95": bounds,
+        "count": int(count),
+    }
+
+
+def _pair(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(
+            f"need two arrays of one length and at least one example; got shapes "
+            f"{a.shape} and {b.shape}"
+        )
+    return a, b

@@ -1,0 +1,90 @@
+"""Tests a network on every clip of a split, clean and in noise."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from kws_jax.data.conditions import CLEAN, Condition
+from kws_jax.data.noise import NoiseBank
+from kws_jax.evaluation import metrics
+
+# batch -> probabilities [b, k]
+Predict = Callable[[Mapping[str, jax.Array]], jax.Array]
+# (condition, noise) -> batches
+Batches = Callable[[Condition, NoiseBank | None], Iterable[Mapping[str, jax.Array]]]
+
+
+def predict_split(
+    predict: Predict, batches: Iterable[Mapping[str, jax.Array]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities [n, k] and labels [n] of every clip, padding left out."""
+    probabilities, labels = [], []
+    for batch in batches:
+        parts = (predict(batch), batch["label"], batch["mask"])
+        if jax.process_count() > 1:
+            parts = multihost_utils.process_allgather(parts, tiled=True)
+        probability, label, mask = (np.asarray(part) for part in parts)
+        probabilities.append(probability[mask])
+        labels.append(label[mask])
+    return np.concatenate(probabilities), np.concatenate(labels)
+
+
+def noise_conditions(
+    noise: Mapping[str, NoiseBank], snr_db: Sequence[float]
+) -> dict[str, tuple[Condition, NoiseBank | None]]:
+    """The test conditions by name: "clean", "seen 20 dB", …, "unseen -5 dB"."""
+    conditions: dict[str, tuple[Condition, NoiseBank | None]] = {"clean": (CLEAN, None)}
+    for kind, bank in noise.items():
+        for snr in snr_db:
+            conditions[f"{kind} {snr:g} dB"] = (Condition(snr_db=(float(snr),)), bank)
+    return conditions
+
+
+def test_network(
+    predict: Predict,
+    batches: Batches,
+    *,
+    stage: str,
+    labels: Sequence[str],
+    noise: Mapping[str, NoiseBank],
+    snr_db: Sequence[float],
+) -> tuple[list[dict[str, Any]], dict[str, list], dict[str, np.ndarray]]:
+    """Accuracy in each condition, recall of each label clean, and confusion matrices.
+
+    Returns:
+      Rows for results.json; confusion matrix by condition (rows true, columns
+      predicted); and for each condition the predicted labels int32 [n], beside
+      "label", the true ones.
+    """
+    rows: list[dict[str, Any]] = []
+    confusion: dict[str, list] = {}
+    predictions: dict[str, np.ndarray] = {}
+    for name, (condition, bank) in noise_conditions(noise, snr_db).items():
+        probabilities, truth = predict_split(predict, batches(condition, bank))
+        predicted = probabilities.argmax(-1).astype(np.int32)
+        predictions["label"], predictions[name] = truth, predicted
+        rows.append(_share(stage, name, "accuracy", predicted == truth))
+        confusion[name] = metrics.confusion_matrix(
+            truth, predicted, len(labels)
+        ).tolist()
+        if name == "clean":
+            for index, label in enumerate(labels):
+                right = predicted[truth == index] == index
+                rows.append(_share(stage, name, f"recall/{label}", right))
+    return rows, confusion, predictions
+
+
+def _share(stage: str, condition: str, metric: str, right: np.ndarray) -> dict[str, Any]:
+    hits, count = int(right.sum()), len(right)
+    return metrics.result(
+        stage,
+        "test",
+        condition,
+        metric,
+        hits / max(count, 1),
+        metrics.wilson_interval(hits, count) if count else None,
+        count,
+    )

@@ -1,0 +1,112 @@
+"""An experiment from its config to its report: stages, final test, results."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from kws_jax import config as configs
+from kws_jax.evaluation import testing
+from kws_jax.errors import UserError
+from kws_jax.parts import LABELS_FILE, Parts, build_parts, load_setup
+from kws_jax.report.page import write_report
+from kws_jax.report.terminal import print_results, print_summary
+from kws_jax.stages import dispatch
+from kws_jax.training.checkpoints import saving, write_json
+
+
+def run(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
+    """Runs all stages, the final test and the report; returns the rows of results.
+
+    Raises:
+      UserError: for everything the user can mend; what was saved stays.
+    """
+    console = Console(highlight=False)
+    logging.set_verbosity(logging.WARNING)
+    folder = Path(workdir)
+    parts = build_parts(config, console)
+    dispatch.check(parts, folder)
+    claim_workdir(config, folder)
+    write_json(folder / LABELS_FILE, parts.labels)
+    rows: list[dict[str, Any]] = []
+    for index in range(len(config.stages)):
+        rows += dispatch.run(parts, index, folder)
+    rows += final_test(parts, folder, write=True)
+    if jax.process_index() == 0:
+        write_json(folder / "results.json", rows)
+        with saving(folder / "report.html"):
+            write_report(folder)
+        print_summary(folder, console)
+    return rows
+
+
+def claim_workdir(config: ConfigDict, folder: Path) -> None:
+    """Makes `folder` this experiment's, or finds that it is already.
+
+    Raises:
+      UserError: where it holds another experiment or cannot be written.
+    """
+    if (folder / "config.json").exists():
+        configs.check_same(config, configs.load_workdir(folder), folder)
+        return
+    with saving(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(configs.to_json(config))
+
+
+def evaluate(config: ConfigDict, folder: Path, output: str) -> list[dict[str, Any]]:
+    """Tests the trained network of `folder` on the data and conditions of `config`.
+
+    Prints a table; writes the rows to the file `output`, if named. Nothing in `folder`
+    changes.
+
+    Raises:
+      UserError: where the data has other labels than the network.
+    """
+    console = Console(highlight=False)
+    logging.set_verbosity(logging.WARNING)
+    trained = load_setup(folder)
+    parts = build_parts(config, console)
+    if parts.labels != trained.labels:
+        raise UserError(
+            f"The network knows the labels {', '.join(trained.labels)}; this data has "
+            f"{', '.join(parts.labels)}. Choose data.keywords and data.protocol so that "
+            "they agree, in the same order."
+        )
+    rows = final_test(parts, folder, write=False)
+    if jax.process_index() == 0:
+        print_results(rows, console)
+        if output:
+            write_json(output, rows)
+    return rows
+
+
+def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any]]:
+    """Tests the best network of the last stage clean and in noise.
+
+    With `write`, leaves `evaluation.json` (labels, confusion matrices) and
+    `predictions.npz` (the true and the predicted label of each test clip, by condition)
+    in `folder`.
+    """
+    network = dispatch.finished_network(parts, folder)
+    rows, confusion, predictions = testing.test_network(
+        network.predict,
+        functools.partial(parts.eval_batches, parts.task.test),
+        stage=parts.config.stages[-1].name,
+        labels=parts.labels,
+        noise=parts.noise,
+        snr_db=parts.config.evaluation.snr_db,
+    )
+    if write and jax.process_index() == 0:
+        write_json(
+            folder / "evaluation.json",
+            {"labels": parts.labels, "confusion": confusion},
+        )
+        with saving(folder / "predictions.npz"):
+            np.savez_compressed(folder / "predictions.npz", **predictions)
+    return rows

@@ -1,0 +1,102 @@
+"""Mel-frequency cepstral coefficients as TC-ResNet, TENet and AutoKWS use them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kws_jax.errors import UserError
+from kws_jax.frontends import spectrum
+
+
+def mfcc(
+    audio: Float[Array, "b s"],
+    *,
+    sample_rate: int = 16_000,
+    window_ms: float = 30,
+    hop_ms: float = 10,
+    num_mel: int = 64,
+    low_hz: float = 80,
+    high_hz: float = 7600,
+    num_coefficients: int = 40,
+    log_offset: float = 1e-6,
+) -> Float[Array, "b t f"]:
+    """MFCCs in TensorFlow's convention: no padding, no normalisation.
+
+    With P the power spectrum of the frame under a periodic Hann window, zero-padded to
+    the next power of two, and W the HTK mel filters,
+
+        E[m] = ln(Σ_k P[k] W[k, m] + log_offset)
+        c[i] = sqrt(2/M) Σ_m E[m] cos(π i (m + ½) / M),   M = num_mel.
+
+    Args:
+      audio: waveforms [b, s] in [-1, 1].
+      sample_rate: in Hz.
+      window_ms: length of a frame.
+      hop_ms: distance between two frames.
+      num_mel: number M of mel filters.
+      low_hz: lower edge of the first filter.
+      high_hz: upper edge of the last filter.
+      num_coefficients: how many of the M coefficients are kept.
+      log_offset: added to the mel energies before the logarithm.
+
+    Returns:
+      float32 [b, t, f], t = 1 + (s - window) // hop, f = num_coefficients; one second
+      with the default settings gives 98 × 40.
+
+    Raises:
+      UserError: if the settings contradict each other.
+
+    Reference: `tf.signal.stft`, `tf.signal.linear_to_mel_weight_matrix` and
+    `tf.signal.mfccs_from_log_mel_spectrograms`, as called by hyperconnect/TC-ResNet.
+    """
+    if not 1 <= num_coefficients <= num_mel or log_offset <= 0:
+        raise UserError(
+            f"MFCCs need 1 <= num_coefficients <= num_mel and log_offset > 0; got "
+            f"num_coefficients={num_coefficients}, num_mel={num_mel}, "
+            f"log_offset={log_offset:g}. Change these settings of the front end."
+        )
+    window = spectrum.samples_of(window_ms, sample_rate)
+    frames = spectrum.frame(
+        audio.astype(jnp.float32),
+        window=window,
+        hop=spectrum.samples_of(hop_ms, sample_rate),
+    )
+    power = spectrum.power_spectrum(frames * hann(window)[None, None])
+    filters = spectrum.mel_matrix(
+        num_mel=num_mel,
+        window=window,
+        sample_rate=sample_rate,
+        low_hz=low_hz,
+        high_hz=high_hz,
+    )
+    energies = jnp.dot(power, filters, precision=jax.lax.Precision.HIGHEST)
+    basis = dct_matrix(num_mel, num_coefficients)
+    return jnp.dot(
+        jnp.log(energies + log_offset), basis, precision=jax.lax.Precision.HIGHEST
+    )
+
+
+@functools.cache
+def hann(window: int) -> np.ndarray:
+    """The periodic Hann window ½ - ½ cos(2πn/window) as float32 [window], read-only."""
+    values = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    values = values.astype(np.float32)
+    values.setflags(write=False)
+    return values
+
+
+@functools.cache
+def dct_matrix(num_mel: int, num_coefficients: int) -> np.ndarray:
+    """DCT-II in HTK's scaling, float32 [num_mel, num_coefficients], read-only.
+
+    All columns are scaled by sqrt(2/num_mel); an orthogonal DCT would scale the first
+    by sqrt(1/num_mel).
+    """
+    m, i = np.arange(num_mel)[:, None], np.arange(num_coefficients)
+    basis = np.sqrt(2 / num_mel) * np.cos(np.pi * i * (m + 0.5) / num_mel)
+    basis = basis.astype(np.float32)
+    basis.setflags(write=False)
+    return basis

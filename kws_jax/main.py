@@ -1,0 +1,45 @@
+"""Runs an experiment: `python -m kws_jax.main --config=FILE.py[:ARGS] --workdir=DIR`.
+
+All stages are run, then the final test and the report. Run again with the same workdir,
+it goes on where it stopped.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from kws_jax import command_line, config, runtime
+from kws_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "FILE.py or FILE.py:ARGUMENTS; see configs/."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for checkpoints, logs, results and the report."
+)
+
+
+def _check_arguments(argv: list[str]) -> None:
+    file = command_line.value_of("config", argv)
+    if file:
+        config.check_overrides(config.load_file(file), argv, "config")
+
+
+def main(argv: list[str]) -> None:
+    """Checks the flags, then hands over to `experiment.run`."""
+    if argv[1:]:
+        raise UserError(f"Unexpected arguments {argv[1:]}; all options begin with --.")
+    if _CONFIG.value is None or not _WORKDIR.value:
+        raise UserError(
+            "Give --config=configs/NAME.py and --workdir=DIR, for example\n"
+            "  python -m kws_jax.main --config=configs/autokws.py:demo --workdir=runs/demo"
+        )
+    config.check(_CONFIG.value)
+    runtime.configure(_CONFIG.value.data.cache_dir)
+    # After the checks: this imports JAX and TensorFlow.
+    from kws_jax import experiment
+
+    experiment.run(_CONFIG.value, _WORKDIR.value)
+
+
+if __name__ == "__main__":
+    command_line.run(main, _check_arguments)

@@ -1,0 +1,59 @@
+"""Models by name, for configs."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+
+from kws_jax.errors import UserError, nearest
+from kws_jax.models.genotype import Genotype, load_genotype
+from kws_jax.models.searched import SearchedTCNet
+from kws_jax.models.tc_resnet import TCResNet
+
+# name -> (class, settings that the name fixes)
+MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "tc_resnet8": (TCResNet, {"depth": 8}),
+    "tc_resnet14": (TCResNet, {"depth": 14}),
+    "searched": (SearchedTCNet, {}),
+}
+
+
+def model_settings(name: str) -> tuple[str, ...]:
+    """Names of the settings that `create_model(name, …)` takes.
+
+    Raises:
+      UserError: no model of this name.
+    """
+    if name not in MODELS:
+        raise UserError(f"no model is named {name!r}: {nearest(name, MODELS)}")
+    model, fixed = MODELS[name]
+    taken = {"num_labels", "parent", "name", *fixed}
+    return tuple(f.name for f in dataclasses.fields(model) if f.name not in taken)
+
+
+def create_model(name: str, num_labels: int, **settings: Any) -> nn.Module:
+    """The model `name` for `num_labels` classes.
+
+    Called as `model.apply(variables, features, train=…)` with features [b, t, f] it
+    gives logits [b, k]; its method `embed` gives embeddings [b, d]. The setting
+    `genotype` is a Genotype, the name of a published one or the path of a saved one.
+
+    Raises:
+      UserError: unknown name or setting, or a setting that is missing or does not fit.
+    """
+    known = model_settings(name)
+    for setting in settings:
+        if setting not in known:
+            raise UserError(
+                f"model {name!r} has no setting {setting!r}: {nearest(setting, known)}"
+            )
+    if "genotype" in known:
+        if not settings.get("genotype"):
+            raise UserError(
+                f"model {name!r} needs the setting 'genotype': the name of a published "
+                "network or the path of a genotype saved by a search."
+            )
+        if not isinstance(settings["genotype"], Genotype):
+            settings["genotype"] = load_genotype(settings["genotype"])
+    model, fixed = MODELS[name]
+    return model(num_labels=num_labels, **fixed, **settings)

@@ -1,0 +1,178 @@
+"""The parts that all stages of an experiment share, made from its config."""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from kws_jax import config as configs
+from kws_jax.data import pipeline, protocols, sources
+from kws_jax.data.conditions import Condition
+from kws_jax.data.corpus import SILENCE, TRAIN, UNKNOWN, Recording, Split, Task
+from kws_jax.data.folder import read_noise_folder
+from kws_jax.data.noise import NoiseBank
+from kws_jax.errors import UserError
+from kws_jax.frontends.registry import Frontend, create_frontend
+from kws_jax.training import sharding
+
+SEEN, UNSEEN = "seen", "unseen"
+LABELS_FILE = "labels.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a trained network needs to answer: no data, only what it was made with."""
+
+    config: ConfigDict
+    labels: tuple[str, ...]
+    frontend: Frontend
+    mesh: Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts(Setup):
+    """What all stages share: the setup, and the task with its noises."""
+
+    task: Task
+    background: NoiseBank | None
+    noise: dict[str, NoiseBank]
+    reference_rms: float
+
+    def train_batches(
+        self, split: Split, stage: ConfigDict, start_step: int
+    ) -> Iterator[dict[str, jax.Array]]:
+        """Endless sharded batches of `split` under the stage's condition."""
+        batches = pipeline.train_batches(
+            split,
+            Condition(**stage.condition.to_dict()),
+            batch_size=stage.batch_size,
+            seed=self.config.data.seed,
+            noise=self.noise.get(SEEN),
+            start_step=start_step,
+            threads=self.config.data.threads,
+            **self._mixing(),
+        )
+        return (sharding.shard(batch, self.mesh) for batch in batches)
+
+    def eval_batches(
+        self, split: Split, condition: Condition, noise: NoiseBank | None = None
+    ) -> Iterator[dict[str, jax.Array]]:
+        """Sharded batches with every clip of `split` once, the last one padded."""
+        size = self.config.evaluation.batch_size
+        batches = pipeline.eval_batches(
+            split,
+            condition,
+            batch_size=-(-size // self.mesh.size) * self.mesh.size,
+            seed=self.config.evaluation.seed,
+            noise=noise,
+            threads=self.config.data.threads,
+            **self._mixing(),
+        )
+        return (sharding.shard(batch, self.mesh) for batch in batches)
+
+    def _mixing(self) -> dict[str, Any]:
+        return {
+            "background": self.background,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+            "silence_label": self.labels.index(SILENCE)
+            if SILENCE in self.labels
+            else None,
+            "reference_rms": self.reference_rms,
+        }
+
+
+def build_parts(config: ConfigDict, console: Console) -> Parts:
+    """Opens the data and makes the parts; every error in the input shows here.
+
+    Raises:
+      UserError: for data or settings that do not fit.
+    """
+    data = config.data
+    console.print(f"Data: opening {data.source} {data.dir}".rstrip())
+    corpus = sources.open_corpus(
+        data.source,
+        data_dir=data.dir,
+        cache_dir=data.cache_dir,
+        builder=data.builder,
+        skip_corrupt=data.skip_corrupt,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        clips_per_word=data.clips_per_word,
+        seed=data.seed,
+    )
+    protocol = data.protocol
+    if protocol == "auto":
+        stock = data.source == "tfds" and data.builder == "speech_commands"
+        protocol = "tfds-12" if stock else "custom"
+    unknown = data.unknown_percent
+    task = protocols.build_task(
+        corpus,
+        protocol=protocol,
+        keywords=configs.keywords(config),
+        unknown_percent=None if unknown < 0 else unknown,
+        silence_percent=data.silence_percent,
+        seed=data.seed,
+    )
+    console.print(
+        f"Task: {len(task.labels)} labels; {len(task.train):,} training, "
+        f"{len(task.validation):,} validation, {len(task.test):,} test clips"
+    )
+    keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
+    return Parts(
+        config=config,
+        labels=task.labels,
+        frontend=_frontend(config),
+        mesh=sharding.data_mesh(),
+        task=task,
+        background=_bank(corpus.background.get(TRAIN, ())),
+        noise=_noise_banks(data, corpus.noise),
+        reference_rms=pipeline.median_rms(task.train, keywords),
+    )
+
+
+def load_setup(folder: Path) -> Setup:
+    """The setup of the experiment in a workdir, without opening its data.
+
+    Raises:
+      UserError: where the workdir holds no experiment.
+    """
+    config = configs.load_workdir(folder)
+    labels = folder / LABELS_FILE
+    if not labels.exists():
+        raise UserError(
+            f"{folder} holds no {LABELS_FILE}: the experiment stopped before its first "
+            "stage. Run kws_jax.main with this --workdir first."
+        )
+    return Setup(
+        config=config,
+        labels=tuple(json.loads(labels.read_text())),
+        frontend=_frontend(config),
+        mesh=sharding.data_mesh(),
+    )
+
+
+def _frontend(config: ConfigDict) -> Frontend:
+    settings = {k: v for k, v in config.frontend.items() if k != "name"}
+    return create_frontend(config.frontend.name, **settings)
+
+
+def _bank(recordings: Sequence[Recording]) -> NoiseBank | None:
+    return NoiseBank.from_recordings(recordings) if recordings else None
+
+
+def _noise_banks(
+    data: ConfigDict, from_source: Mapping[str, Sequence[Recording]]
+) -> dict[str, NoiseBank]:
+    folders = {SEEN: data.noise_seen, UNSEEN: data.noise_unseen}
+    banks = {
+        kind: _bank(read_noise_folder(folder) if folder else from_source.get(kind, ()))
+        for kind, folder in folders.items()
+    }
+    return {kind: bank for kind, bank in banks.items() if bank is not None}

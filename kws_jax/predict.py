@@ -1,0 +1,86 @@
+"""Names the keyword in audio files: `python -m kws_jax.predict --workdir=W PATH…`.
+
+Prints one JSON line for each file: path, keyword, score, and the probability of every
+label. A PATH is a file or a folder (searched for audio). A recording longer than a
+second is heard in windows of a second, four a second; the window in which a keyword is
+most probable counts.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from kws_jax import command_line, runtime
+from kws_jax import config as configs
+from kws_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished experiment.")
+_HOP = 4000  # samples between windows
+
+
+def windows(audio: np.ndarray, samples: int) -> np.ndarray:
+    """Windows [n, samples] of int16 audio [t]; the last one ends with the recording."""
+    if len(audio) <= samples:
+        return np.pad(audio, (0, samples - len(audio)))[None]
+    starts = [*range(0, len(audio) - samples, _HOP), len(audio) - samples]
+    return np.stack([audio[start : start + samples] for start in starts])
+
+
+def find_files(paths: list[str]) -> list[Path]:
+    """The audio files that `paths` name; folders are searched.
+
+    Raises:
+      UserError: for a path that does not exist or a folder without audio.
+    """
+    from kws_jax.data.audio_files import find_audio
+
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"There is no file or folder {str(path)!r}.")
+        files = find_audio(path) if path.is_dir() else [path]
+        if not files:
+            raise UserError(f"The folder {str(path)!r} holds no audio files.")
+        found += files
+    return found
+
+
+def predictions(workdir: Path, files: list[Path]) -> Iterator[dict]:
+    """One answer for each file, in order."""
+    from kws_jax.data.audio_files import read_audio
+    from kws_jax.data.corpus import CLIP_SAMPLES, SILENCE, UNKNOWN
+    from kws_jax.parts import load_setup
+    from kws_jax.stages import dispatch
+
+    network = dispatch.finished_network(load_setup(workdir), workdir)
+    words = [label not in (UNKNOWN, SILENCE) for label in network.labels]
+    for path in files:
+        clips = windows(read_audio(path), CLIP_SAMPLES)
+        heard = np.asarray(network.probabilities(clips))
+        best = heard[heard[:, words].max(1).argmax()] if any(words) else heard[0]
+        winner = int(best.argmax())
+        yield {
+            "path": str(path),
+            "keyword": network.labels[winner],
+            "score": round(float(best[winner]), 6),
+            "scores": {k: round(float(p), 6) for k, p in zip(network.labels, best)},
+        }
+
+
+def main(argv: list[str]) -> None:
+    """Checks the flags, then prints the answers."""
+    if not _WORKDIR.value or not argv[1:]:
+        raise UserError("Give --workdir=DIR and at least one audio file or folder.")
+    workdir = Path(_WORKDIR.value)
+    config = configs.load_workdir(workdir)
+    files = find_files(argv[1:])
+    runtime.configure(config.data.cache_dir)
+    for answer in predictions(workdir, files):
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,175 @@
+"""One self-contained HTML page that shows a run: `DIR/report.html`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kws_jax.report import plots, tables, text
+from kws_jax.report.markup import Markup, join, tag
+from kws_jax.report.network_drawing import draw_network
+from kws_jax.report.style import CSS
+from kws_jax.report.workdir import Run, read_run
+
+FILE_NAME = "report.html"
+_SOURCES = {
+    "tfds": "Speech Commands",
+    "folder": "a folder of recordings",
+    "synthetic": "synthetic speech",
+}
+_METHODS = {"darts": "DARTS", "fairdarts": "FairDARTS", "noisydarts": "NoisyDARTS"}
+
+
+def write_report(workdir: str | Path) -> Path:
+    """Writes `workdir/report.html` from the files of the workdir alone.
+
+    A pure function of config.json, results.json and, where they exist, metrics.jsonl,
+    architecture.jsonl, genotype.json and evaluation.json, so it can be called at any
+    time, also while the run goes on; a section whose file is missing is left out.
+
+    Args:
+      workdir: the folder of the run.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      UserError: config.json or results.json is missing, or a file cannot be read.
+    """
+    page = render(read_run(workdir))
+    path = Path(workdir) / FILE_NAME
+    unfinished = path.with_name(FILE_NAME + ".tmp")
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def render(run: Run) -> str:
+    """The page as HTML text: no links to elsewhere, no scripts, drawings inline."""
+    made = [
+        (name, title, note, body)
+        for name, title, note, build in _SECTIONS
+        if (body := build(run)) is not None
+    ]
+    title = str(run.config.get("name") or "Keyword spotting")
+    links = join(tag("a", title, href=f"#{name}") for name, title, _, _ in made)
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width,initial-scale=1"),
+        tag("title", f"{title} – report"),
+        tag("style", Markup(CSS)),
+    )
+    main = tag(
+        "main",
+        tag("header", tag("h1", title), tag("p", summary(run), class_="lead")),
+        join([tables.key_figures(run)]),
+        tag("nav", links, aria_label="Sections"),
+        join(_section(*parts) for parts in made),
+    )
+    return "<!doctype html>\n" + tag("html", head, tag("body", main), lang="en") + "\n"
+
+
+def summary(run: Run) -> Markup:
+    """What was made, on which data, and how good and how large it is: a sentence."""
+    accuracy = run.find("accuracy")
+    parameters, macs = run.size("parameters"), run.size("macs")
+    start = [_network_name(run), f" for {_data_name(run)}"]
+    if accuracy is None:
+        return join([*start, " has no test result yet."])
+    clips = f" of {text.plural(accuracy.count, 'test clip')}" if accuracy.count else ""
+    rest: list[object] = [
+        " gets ",
+        tag("b", text.percent(accuracy.value)),
+        f"{clips} right",
+    ]
+    if accuracy.interval:
+        rest.append(f" (95 % interval {text.interval(accuracy)})")
+    if parameters:
+        rest += [" with ", tag("b", text.plural(parameters.value, "parameter"))]
+    if macs:
+        rest.append(f" and {text.millions(macs.value)} multiply-adds for a clip")
+    return join([*start, *rest, "."])
+
+
+def _network_name(run: Run) -> str:
+    network = run.config.get("network") or {}
+    method = (run.config.get("search") or {}).get("method")
+    if not method:
+        return f"The network {network.get('name', 'of this run')}"
+    if method == "random":
+        return "A network drawn at random"
+    return f"A network found by {_METHODS.get(method, method)}"
+
+
+def _data_name(run: Run) -> str:
+    source = str((run.config.get("data") or {}).get("source", "its data"))
+    source = _SOURCES.get(source, source)
+    words = len(run.keywords)
+    return f"{text.plural(words, 'keyword')} in {source}" if words else source
+
+
+def _section(name: str, title: str, note: str, body: Markup) -> Markup:
+    explanation = tag("p", note, class_="note") if note else None
+    return tag("section", join([tag("h2", title), explanation, body]), id=name)
+
+
+def _network(run: Run) -> Markup | None:
+    if run.genotype is None:
+        return None
+    frontend = run.config.get("frontend") or {}
+    size: dict[str, int] = {}
+    if {"window_ms", "hop_ms"} <= frontend.keys():
+        room = 1000 - float(frontend["window_ms"])
+        size["frames"] = 1 + int(room // float(frontend["hop_ms"]))
+    features = frontend.get("num_coefficients") or frontend.get("num_mel")
+    if features:
+        size["features"] = int(features)
+    return draw_network(run.genotype, _classes(run), **size)
+
+
+def _classes(run: Run) -> int:
+    if run.evaluation:
+        return len(run.evaluation["labels"])
+    return len(run.keywords) + 2
+
+
+_SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
+    (
+        "noise",
+        "Accuracy in noise",
+        "“Seen” are the kinds of noise that training may use, “unseen” those kept for "
+        "the test. Bars and the band are 95 % intervals.",
+        plots.accuracy_against_snr,
+    ),
+    (
+        "confusion",
+        "What is taken for what",
+        "A row is what was said, a column what the network answered, in clips. Blue is "
+        "right, orange is wrong; the stronger, the larger the share of the row.",
+        tables.confusion,
+    ),
+    (
+        "recall",
+        "Recall of each word",
+        "The share of a word’s test clips that was recognised, with its 95 % interval.",
+        plots.recall,
+    ),
+    (
+        "network",
+        "The found network",
+        "From the features at the top to the scores at the bottom. The coloured "
+        "squares are the taps of a convolution over time; SE is "
+        "squeeze-and-excitation; the thin line beside a block is its shortcut, with a "
+        "convolution where the size changes.",
+        _network,
+    ),
+    (
+        "architecture",
+        "How the search decided",
+        "The weight of every candidate in each layer, epoch by epoch.",
+        plots.architecture,
+    ),
+    ("learning", "Learning curves", "", plots.learning_curves),
+    ("config", "Configuration", "", tables.config_details),
+    ("results", "All results", "", tables.results_table),
+    ("reproduce", "How to reproduce", "", tables.reproduce),
+)

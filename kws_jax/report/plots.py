@@ -1,0 +1,323 @@
+"""The plots of the page: accuracy against SNR, recall, architecture and learning."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kws_jax.report import operations, text
+from kws_jax.report.chart import Chart, Point, path_of
+from kws_jax.report.markup import Markup, join, tag
+from kws_jax.report.workdir import Measure, Run
+
+_MOST_POINTS = 300
+_SPLIT_CLASS = {"train": "train", "validation": "validation"}
+_CURVES = {
+    "loss": "Loss",
+    "accuracy": "Accuracy",
+    "learning_rate": "Learning rate",
+}
+
+
+def accuracy_against_snr(run: Run) -> Markup | None:
+    """Test accuracy for each kind of noise over the SNR, beside the clean level."""
+    curves = run.noise()
+    if not curves:
+        return None
+    clean = run.find("accuracy")
+    points = [point for curve in curves.values() for point in curve]
+    measures = [m for _, m in points] + ([clean] if clean else [])
+    snrs = sorted({snr for snr, _ in points})
+    chart = Chart(
+        "Test accuracy against signal-to-noise ratio",
+        x=(snrs[0] - 1, snrs[-1] + 1),
+        y=(_floor(measures), 1.0),
+        margins=(12, 80, 46, 62),
+    )
+    chart.y_axis(lambda v: f"{100 * v:.0f} %")
+    chart.x_axis(
+        "signal-to-noise ratio (dB)", lambda v: f"{v:g}".replace("-", "−"), snrs
+    )
+    ends: list[tuple[float, str, str]] = []
+    if clean:
+        _level(chart, clean)
+        ends.append((chart.y(clean.value), "clean", "clean"))
+    for i, (kind, curve) in enumerate(curves.items()):
+        # A small step aside keeps the intervals of two curves from hiding each other.
+        shift = 0.3 * (i - (len(curves) - 1) / 2)
+        _noise_curve(chart, kind, [(snr + shift, m) for snr, m in curve], f"c{i % 4}")
+        ends.append((chart.y(curve[-1][1].value), kind, f"c{i % 4}"))
+    for y, name, class_ in _spread(ends, 19.0, chart.top + 4):
+        chart.add(chart.text(chart.right + 8, y + 4, name, "start", f"name {class_}"))
+    return chart.svg("chart wide")
+
+
+def recall(run: Run) -> Markup | None:
+    """Recall of each word on clean test clips with its interval, best first."""
+    rows = sorted(run.recalls(), key=lambda row: -row[1].value)
+    if not rows:
+        return None
+    step = 25
+    chart = Chart(
+        "Recall of each word",
+        x=(_floor([m for _, m in rows]), 1.0),
+        y=(0, 1),
+        size=(560, step * len(rows) + 46),
+        margins=(4, 80, 44, 92),
+    )
+    for value in chart.x.ticks(5):
+        x = chart.x(value)
+        chart.add(tag("path", class_="grid", d=f"M{x:.1f} {chart.top}V{chart.bottom}"))
+    chart.x_axis("recall on clean test clips", lambda v: f"{100 * v:.0f} %", None)
+    for i, (label, measure) in enumerate(rows):
+        _recall_row(chart, chart.top + step * (i + 0.5), text.word(label), measure)
+    return chart.svg("chart wide")
+
+
+def architecture(run: Run) -> Markup | None:
+    """The mixing weights of each layer's candidates over the search, with a legend."""
+    if not run.architecture:
+        return None
+    layers = len(run.architecture[-1]["ops"])
+    chosen = run.genotype["layers"] if run.genotype else [[]] * layers
+    top = max(max(w) for line in run.architecture for w in line["weights"])
+    charts = [
+        _architecture_layer(run.architecture, layer, set(chosen[layer]), top)
+        for layer in range(layers)
+    ]
+    names = {name for layer in run.architecture[-1]["ops"] for name in layer}
+    return join(
+        [_operation_legend(names), tag("div", join(charts), class_="multiples")]
+    )
+
+
+def learning_curves(run: Run) -> Markup | None:
+    """Loss, accuracy and learning rate of each stage, training and validation."""
+    blocks = []
+    for stage in run.stages:
+        lines = [line for line in run.metrics if line["stage"] == stage]
+        charts = [
+            chart
+            for metric, title in _CURVES.items()
+            if (chart := _learning_chart(lines, metric, f"{title}, {stage}", title))
+        ]
+        if charts:
+            blocks.append(tag("h3", f"Stage “{stage}”"))
+            blocks.append(tag("div", join(charts), class_="multiples"))
+    if not blocks:
+        return None
+    keys = [_key("train", "training"), _key("validation", "validation")]
+    return join([tag("p", join(keys), class_="legend"), *blocks])
+
+
+def _floor(measures: Sequence[Measure]) -> float:
+    """A round lower end of an axis of fractions, below every interval."""
+    lows = [m.interval[0] if m.interval else m.value for m in measures]
+    lowest = min((v for v in lows if math.isfinite(v)), default=0.0)
+    return max(0.0, math.floor(20 * (lowest - 0.005)) / 20)
+
+
+def _tip(name: str, measure: Measure) -> Markup:
+    parts = [f"{name}: {text.percent(measure.value)}", text.interval(measure)]
+    if measure.count:
+        parts.append(text.plural(measure.count, "clip"))
+    return tag("title", " · ".join(part for part in parts if part))
+
+
+def _level(chart: Chart, clean: Measure) -> None:
+    """The accuracy on clean clips as a line across, its interval as a band."""
+    if clean.interval:
+        low, high = chart.y(clean.interval[0]), chart.y(clean.interval[1])
+        chart.add(
+            tag(
+                "rect",
+                class_="band clean",
+                x=chart.left,
+                y=high,
+                width=chart.right - chart.left,
+                height=low - high,
+            )
+        )
+    y = chart.y(clean.value)
+    chart.add(
+        tag(
+            "path",
+            _tip("clean", clean),
+            class_="line clean",
+            d=f"M{chart.left} {y:.1f}H{chart.right}",
+        )
+    )
+
+
+def _noise_curve(
+    chart: Chart, kind: str, curve: Sequence[tuple[float, Measure]], class_: str
+) -> None:
+    chart.line([(snr, m.value) for snr, m in curve], class_)
+    for snr, measure in curve:
+        x, y = chart.at((snr, measure.value))
+        whisker = None
+        if measure.interval:
+            low, high = (chart.y(v) for v in measure.interval)
+            d = f"M{x:.1f} {low:.1f}V{high:.1f}"
+            whisker = tag("path", class_=f"line {class_}", d=d)
+        dot = tag("circle", class_=f"dot {class_}", cx=x, cy=y, r=4)
+        tip = _tip(f"{kind} noise, {measure.condition}", measure)
+        chart.add(tag("g", join([tip, whisker, dot])))
+
+
+def _recall_row(chart: Chart, y: float, name: str, measure: Measure) -> None:
+    parts: list[Markup | None] = [_tip(name, measure)]
+    if measure.interval:
+        low, high = (chart.x(v) for v in measure.interval)
+        d = f"M{low:.1f} {y:.1f}H{high:.1f}"
+        parts.append(tag("path", class_="line c0 thick", d=d))
+    x = chart.x(measure.value)
+    parts += [
+        tag("circle", class_="dot c0", cx=x, cy=y, r=4.5),
+        chart.text(chart.left - 10, y + 4.5, name, "end", "label"),
+        chart.text(chart.right + 10, y + 4.5, text.percent(measure.value), "start"),
+    ]
+    chart.add(tag("g", join(parts)))
+
+
+def _spread(
+    ends: Sequence[tuple[float, str, str]], gap: float, top: float
+) -> list[tuple[float, str, str]]:
+    """Moves labels (y, name, class) down until they are `gap` pixels apart."""
+    placed: list[tuple[float, str, str]] = []
+    for y, name, class_ in sorted(ends):
+        lowest = placed[-1][0] + gap if placed else top
+        placed.append((max(y, lowest), name, class_))
+    return placed
+
+
+def _architecture_layer(
+    lines: Sequence[Mapping[str, Any]], layer: int, chosen: set[str], top: float
+) -> Markup:
+    """One layer's weights over the epochs; what was chosen is drawn last and bold."""
+    epochs = [float(line["epoch"]) for line in lines]
+    ops = lines[-1]["ops"][layer]
+    title = " + ".join(chosen and [op for op in ops if op in chosen]) if chosen else ""
+    chart = Chart(
+        f"Architecture weights of layer {layer + 1}",
+        x=(min(epochs), max(epochs)),
+        y=(0.0, top * 1.04),
+        size=(320, 210),
+        margins=(10, 12, 40, 40),
+    )
+    chart.y_axis(lambda v: f"{v:g}", 4)
+    chart.x_axis("epoch")
+    for name in sorted(ops, key=lambda op: op in chosen):
+        position = ops.index(name)
+        points = [
+            (e, line["weights"][layer][position]) for e, line in zip(epochs, lines)
+        ]
+        bold = " chosen" if name in chosen else ""
+        tip = tag("title", f"{name}: {points[-1][1]:.3f}")
+        d = path_of(map(chart.at, points))
+        css = operations.parse(name).css
+        chart.add(tag("path", tip, class_=f"line {css}{bold}", d=d))
+    caption = join([tag("b", f"Layer {layer + 1}"), f" → {title}" if title else None])
+    return tag("figure", tag("figcaption", caption), chart.svg())
+
+
+def _operation_legend(names: set[str]) -> Markup:
+    """One key for each colour (kernel, skip) and one for the dash (SE)."""
+    parsed = [operations.parse(name) for name in sorted(names)]
+    keys = [
+        _key(f"k{kernel}", f"kernel {kernel}")
+        for kernel in sorted({op.kernel for op in parsed if op.kernel})
+    ]
+    if any(op.skip for op in parsed):
+        keys.append(_key("skip", "skip"))
+    others = [op.name for op in parsed if not op.kernel and not op.skip]
+    if others:
+        keys.append(_key("k0", ", ".join(others)))
+    if any(op.squeeze for op in parsed):
+        keys.append(_key("plain squeeze", "dashed: with squeeze-and-excitation (SE)"))
+    return tag(
+        "p", join([*keys, _key("plain chosen", "bold: chosen")]), class_="legend"
+    )
+
+
+def _key(class_: str, name: str) -> Markup:
+    """A short piece of line beside its meaning."""
+    sample = tag(
+        "svg",
+        tag("path", class_=f"line {class_}", d="M1 6H27"),
+        viewBox="0 0 28 12",
+        width=28,
+        height=12,
+        aria_hidden="true",
+        xmlns="http://www.w3.org/2000/svg",
+    )
+    return tag("span", sample, f" {name}", class_="key")
+
+
+def _learning_chart(
+    lines: Sequence[Mapping[str, Any]], metric: str, label: str, title: str
+) -> Markup | None:
+    """One metric of one stage, a curve for each split; None without values."""
+    curves = {
+        split: points
+        for split in dict.fromkeys(str(line["split"]) for line in lines)
+        if (points := _points(lines, split, metric))
+    }
+    if not curves:
+        return None
+    if metric == "learning_rate":
+        curves = dict(list(curves.items())[:1])
+    xs = [x for points in curves.values() for x, _ in points]
+    ys = [y for points in curves.values() for _, y in points]
+    log = metric != "accuracy" and min(ys) > 0 and max(ys) > 8 * min(ys)
+    chart = Chart(
+        label,
+        x=(min(0.0, *xs), max(xs)),
+        y=_range(metric, ys, log),
+        size=(320, 220),
+        margins=(10, 12, 40, 52),
+        log_y=log,
+    )
+    chart.y_axis((lambda v: f"{100 * v:.0f} %") if metric == "accuracy" else _number, 4)
+    chart.x_axis("epoch" if "epoch" in lines[0] else "step")
+    for split, points in curves.items():
+        class_ = _SPLIT_CLASS.get(split, "k0")
+        chart.line(_thin_out(points), class_)
+        if split == "validation" and len(points) <= 40:
+            chart.dots(points, class_, 2.4)
+    scale = " (log scale)" if log else ""
+    caption = join([tag("b", title), scale])
+    return tag("figure", tag("figcaption", caption), chart.svg())
+
+
+def _number(value: float) -> str:
+    return f"{value:.0e}".replace("e-0", "e-") if 0 < value < 1e-3 else f"{value:.3g}"
+
+
+def _range(metric: str, ys: Sequence[float], log: bool) -> tuple[float, float]:
+    if metric == "accuracy":
+        low = math.floor(10 * min(ys)) / 10
+        return min(low, 0.9), 1.0
+    if log:
+        return min(ys) / 1.1, max(ys) * 1.1
+    return 0.0, max(ys) * 1.05 or 1.0
+
+
+def _points(lines: Sequence[Mapping[str, Any]], split: str, metric: str) -> list[Point]:
+    """(epoch, value) of the finite values; steps where epochs were not logged."""
+    return [
+        (float(line.get("epoch", line["step"])), float(line[metric]))
+        for line in lines
+        if line["split"] == split
+        and isinstance(line.get(metric), int | float)
+        and math.isfinite(line[metric])
+    ]
+
+
+def _thin_out(points: Sequence[Point]) -> list[Point]:
+    """At most 300 points: means of equally many neighbours."""
+    size = math.ceil(len(points) / _MOST_POINTS)
+    groups = (points[i : i + size] for i in range(0, len(points), size))
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
+        for group in groups
+    ]

@@ -1,0 +1,69 @@
+"""The search space of AutoKWS: which operations each layer chooses from.
+
+Reference: Zhang et al., "AutoKWS", ICASSP 2021 (arXiv 2009.03658), Fig. 2.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from jaxtyping import Array, Float
+
+from kws_jax.models import genotype as genotypes
+from kws_jax.models.genotype import OPERATIONS, SKIP, Genotype
+
+# One vector of architecture weights a layer, in the order of the layer's candidates.
+Architecture = tuple[Float[Array, "o"], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSpace:
+    """A skeleton whose layers choose among operations; fields as those of Genotype.
+
+    TC-ResNet14 at width 1.5 by default: 8 candidates in reduction layers, 9 (with SKIP)
+    in normal ones, 8³·9³ = 373,248 networks of one operation a layer.
+    """
+
+    strides: tuple[int, ...] = genotypes.STRIDES
+    channels: tuple[int, ...] = genotypes.CHANNELS
+    stem_channels: int = genotypes.STEM_CHANNELS
+    shortcut: str = "1x1"
+    se_reduction: int = 4
+    operations: tuple[str, ...] = OPERATIONS
+
+    def __post_init__(self):
+        # a genotype of first candidates checks all fields
+        self.genotype([names[:1] for names in self.candidates])
+
+    @property
+    def candidates(self) -> tuple[tuple[str, ...], ...]:
+        """For each layer, the names of its candidates in the order of its weights."""
+        inputs = (self.stem_channels, *self.channels[:-1])
+        return tuple(
+            tuple(
+                name
+                for name in self.operations
+                if name != SKIP or (stride == 1 and before == after)
+            )
+            for stride, before, after in zip(
+                self.strides, inputs, self.channels, strict=True
+            )
+        )
+
+    def genotype(self, layers: Sequence[Sequence[str]]) -> Genotype:
+        """The network of this skeleton with the operations `layers`."""
+        return Genotype(
+            tuple(tuple(names) for names in layers),
+            strides=self.strides,
+            channels=self.channels,
+            stem_channels=self.stem_channels,
+            shortcut=self.shortcut,
+            se_reduction=self.se_reduction,
+        )
+
+    def init_architecture(self, key: jax.Array, scale: float = 1e-3) -> Architecture:
+        """Architecture weights drawn from scale · N(0, 1), one vector a layer."""
+        return tuple(
+            scale * jax.random.normal(jax.random.fold_in(key, index), (len(names),))
+            for index, names in enumerate(self.candidates)
+        )

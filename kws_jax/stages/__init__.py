@@ -1,0 +1,1 @@
+"""The kinds of stages, and which one of them runs."""

@@ -1,0 +1,59 @@
+"""Runs a stage once, by its kind, and remembers that it is done."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kws_jax.errors import UserError
+from kws_jax.parts import Parts, Setup
+from kws_jax.stages import draw, networks, runner, search, train
+from kws_jax.training import sharding
+from kws_jax.training.checkpoints import saving, write_json
+
+KINDS = {"train": train.run, "search": search.run, "random_search": draw.run}
+_FINDS_GENOTYPE = ("search", "random_search")
+
+
+def check(parts: Parts, folder: Path) -> None:
+    """Raises UserError for stages that cannot run, before anything is trained."""
+    stages = parts.config.stages
+    if stages[-1].kind != "train":
+        raise UserError(
+            f"The last of config.stages is of kind {stages[-1].kind!r}; it must be of "
+            "kind 'train', since that network is tested."
+        )
+    for stage in stages:
+        if stage.kind in _FINDS_GENOTYPE:
+            search.create_space(parts)
+        if stage.kind == "search":
+            search.create_method(parts)
+        if "batch_size" in stage:
+            sharding.check_batch_size(stage.batch_size, parts.mesh)
+    finds = any(stage.kind in _FINDS_GENOTYPE for stage in stages)
+    if not (finds and networks.finds_genotype(parts)):
+        networks.create_network(parts, folder)
+
+
+def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
+    """Runs stage `index`, unless it is done; returns its rows for results.json."""
+    stage = parts.config.stages[index]
+    done = runner.stage_folder(parts, index, folder) / "done.json"
+    if done.exists():
+        return json.loads(done.read_text())
+    rows = KINDS[stage.kind](parts, index, folder)
+    if jax.process_index() == 0:
+        with saving(done):
+            done.parent.mkdir(parents=True, exist_ok=True)
+        write_json(done, rows)
+    return rows
+
+
+def finished_network(setup: Setup, folder: Path) -> networks.Network:
+    """The network of the last stage, with its best weights.
+
+    Raises:
+      UserError: where the stage has not been run to its end.
+    """
+    return train.restore(setup, len(setup.config.stages) - 1, folder)

@@ -1,0 +1,105 @@
+"""The network of an experiment: built from the config, initialised, asked."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kws_jax.errors import UserError
+from kws_jax.models import counting
+from kws_jax.models.registry import create_model
+from kws_jax.parts import Setup
+
+PyTree = Any
+GENOTYPE_FILE = "genotype.json"
+
+
+def finds_genotype(setup: Setup) -> bool:
+    """Whether the experiment's network is the one that its own search stage finds."""
+    network = setup.config.network
+    return "genotype" in network and not network.genotype
+
+
+def create_network(setup: Setup, folder: Path) -> nn.Module:
+    """The network of the config; one that is searched comes from `folder`.
+
+    Raises:
+      UserError: for unknown names or settings, or a genotype that is missing or does
+        not fit.
+    """
+    settings = {k: v for k, v in setup.config.network.items() if k != "name"}
+    if finds_genotype(setup):
+        path = folder / GENOTYPE_FILE
+        if not path.exists():
+            raise UserError(
+                "config.network.genotype is empty and no stage has found a network: "
+                "give a JSON file or a published name (such as autokws-noisydarts), or "
+                "add a stage of kind 'search' or 'random_search' before 'train'."
+            )
+        settings["genotype"] = str(path)
+    return create_model(setup.config.network.name, len(setup.labels), **settings)
+
+
+def sample_features(setup: Setup) -> jax.Array:
+    """Zero features of one clip [1, t, f], to initialise and to count with."""
+    return jnp.zeros((1, *setup.frontend.shape), jnp.float32)
+
+
+def split_variables(variables: Mapping[str, PyTree]) -> tuple[PyTree, PyTree]:
+    """Parameters and batch statistics ({} for a network without) of a network."""
+    return variables["params"], variables.get("batch_stats", {})
+
+
+def size_of(setup: Setup, model: nn.Module, variables: PyTree) -> dict[str, int]:
+    """Parameters (with and without batch statistics) and MACs of one clip."""
+    params, batch_stats = split_variables(variables)
+    return {
+        "parameters": counting.count_parameters(params),
+        "parameters_with_statistics": counting.count_parameters(params)
+        + counting.count_parameters(batch_stats),
+        "macs": counting.count_macs(
+            lambda features: model.apply(variables, features, train=False),
+            sample_features(setup),
+        ),
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A trained network with all it needs to answer.
+
+    Attributes:
+      model: the Flax module.
+      variables: its parameters and batch statistics.
+      labels: names of its k outputs.
+      probabilities: int16 audio [b, 16000] -> probabilities [b, k], jitted.
+    """
+
+    model: nn.Module
+    variables: PyTree
+    labels: tuple[str, ...]
+    probabilities: Callable[[Any], jax.Array]
+
+    def predict(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """Probabilities [b, k] of a batch."""
+        return self.probabilities(batch["audio"])
+
+
+def trained_network(setup: Setup, model: nn.Module, variables: PyTree) -> Network:
+    """A network that answers with the given variables."""
+
+    @jax.jit
+    def probabilities(variables: PyTree, audio: jax.Array) -> jax.Array:
+        logits = model.apply(variables, setup.frontend(audio), train=False)
+        return jax.nn.softmax(logits)
+
+    return Network(
+        model,
+        variables,
+        setup.labels,
+        lambda audio: probabilities(variables, audio),
+    )

@@ -1,0 +1,119 @@
+"""Stage "train": the network learns its weights from labelled clips."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from kws_jax.evaluation.metrics import result
+from kws_jax.frontends.spec_augment import spec_augment
+from kws_jax.objectives.classification import softmax_cross_entropy
+from kws_jax.parts import Parts, Setup
+from kws_jax.stages import networks, runner
+from kws_jax.training.optimizers import create_optimizer
+from kws_jax.training.state import WEIGHTS, TrainState, create_train_state
+from kws_jax.training.step import LossFn, accuracy, make_train_step
+
+PyTree = Any
+
+
+def features_for_training(
+    parts: Parts, stage: ConfigDict, key: jax.Array, audio: jax.Array
+) -> jax.Array:
+    """Features [b, t, f] of int16 audio [b, s], masked as the stage asks."""
+    features = parts.frontend(audio)
+    masks = stage.spec_augment
+    if masks.time_masks or masks.frequency_masks:
+        features = spec_augment(key, features, **masks.to_dict())
+    return features
+
+
+def classification_loss(parts: Parts, stage: ConfigDict, model: nn.Module) -> LossFn:
+    """Cross-entropy of the network's logits, with label smoothing, as a LossFn."""
+
+    def loss_fn(
+        trees: dict[str, PyTree], batch_stats: PyTree, batch: Any, key: jax.Array
+    ) -> Any:
+        mask_key, dropout_key = jax.random.split(key)
+        features = features_for_training(parts, stage, mask_key, batch["audio"])
+        logits, updated = model.apply(
+            {"params": trees[WEIGHTS], "batch_stats": batch_stats},
+            features,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        loss = softmax_cross_entropy(
+            logits, batch["label"], batch["mask"], label_smoothing=stage.label_smoothing
+        )
+        measures = {
+            "loss": loss,
+            "accuracy": accuracy(logits, batch["label"], batch["mask"]),
+        }
+        return loss, (measures, updated.get("batch_stats", {}))
+
+    return loss_fn
+
+
+def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
+    """Trains from the network's initial weights; returns rows for results.json."""
+    stage = parts.config.stages[index]
+    model = networks.create_network(parts, folder)
+    plan = runner.plan_of(parts, index, len(parts.task.train))
+    transformation, schedule = create_optimizer(stage.optimizer, plan.total_steps)
+    transformations = {WEIGHTS: transformation}
+    state = initial_state(parts, model, transformations)
+    step = make_train_step(classification_loss(parts, stage, model), transformations)
+    key = runner.stage_key(parts, index)
+    state, notes = runner.run_stage(
+        parts,
+        index,
+        folder,
+        state,
+        step_fn=functools.partial(_keyed, jax.jit(step, donate_argnums=0), key),
+        batches_from=functools.partial(parts.train_batches, parts.task.train, stage),
+        logits_of=lambda state, features: model.apply(
+            variables_of(state), features, train=False
+        ),
+        plan=plan,
+        schedule=schedule,
+    )
+    sizes = networks.size_of(parts, model, variables_of(state))
+    measures = {**sizes, "seconds": notes["seconds"]}
+    rows = [
+        result(stage.name, "train", "clean", name, value, None, 1)
+        for name, value in measures.items()
+    ]
+    rows.append(runner.validation_row(parts, stage.name, notes))
+    return rows
+
+
+def initial_state(
+    setup: Setup, model: nn.Module, transformations: dict[str, Any]
+) -> TrainState:
+    """A fresh state; the weights depend on config.seed alone."""
+    variables = model.init(
+        jax.random.key(setup.config.seed), networks.sample_features(setup), train=False
+    )
+    params, batch_stats = networks.split_variables(variables)
+    return create_train_state({WEIGHTS: params}, batch_stats, transformations)
+
+
+def variables_of(state: TrainState) -> dict[str, PyTree]:
+    """The Flax variables in a state."""
+    return {"params": state.trees[WEIGHTS], "batch_stats": state.batch_stats}
+
+
+def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
+    """The network of a finished stage, at its best step on validation."""
+    model = networks.create_network(setup, folder)
+    like = initial_state(setup, model, {})
+    state = runner.best_state(setup, index, folder, like)
+    return networks.trained_network(setup, model, variables_of(state))
+
+
+def _keyed(step: Any, key: jax.Array, state: TrainState, batch: Any) -> Any:
+    return step(state, batch, key)

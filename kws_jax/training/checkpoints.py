@@ -1,0 +1,128 @@
+"""Checkpoints of a stage: the last ones to go on from, and the best on validation."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from kws_jax.errors import UserError
+
+PyTree = Any
+_ITEM, _NOTES = "state", "notes"
+
+
+@dataclasses.dataclass
+class StageCheckpoints:
+    """Saves and restores the state of one stage under `directory`.
+
+    `last/` holds the newest two checkpoints, `best/` the one with the best validation
+    measure. Orbax writes each beside its place and renames it when complete, so a run
+    killed while saving loses nothing that was saved.
+    """
+
+    directory: epath.Path
+
+    def __post_init__(self) -> None:
+        self.directory = epath.Path(self.directory)
+        self._last = _manager(self.directory / "last", keep=2)
+        self._best = _manager(self.directory / "best", keep=1)
+
+    def save_last(self, step: int, state: PyTree, notes: dict[str, Any]) -> None:
+        """Saves a state to go on from, with JSON `notes` (best value, seconds, …)."""
+        self._save(self._last, step, state, notes)
+
+    def save_best(self, step: int, state: PyTree, notes: dict[str, Any]) -> None:
+        """Saves the state that is the best so far."""
+        self._save(self._best, step, state, notes)
+
+    def restore_last(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+        """The newest state and its notes, or None; `like` gives shapes and places."""
+        return self._restore(self._last, like)
+
+    def restore_best(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+        """The best state and its notes, or None."""
+        return self._restore(self._best, like)
+
+    def last_path(self) -> str:
+        """Where the newest checkpoint lies, for messages."""
+        step = self._last.latest_step()
+        where = self.directory / "last"
+        return "none yet" if step is None else str(where / str(step))
+
+    def close(self) -> None:
+        """Ends Orbax's background threads."""
+        self._last.close()
+        self._best.close()
+
+    def _save(
+        self, manager: ocp.CheckpointManager, step: int, state: PyTree, notes: dict
+    ) -> None:
+        items = ocp.args.Composite(
+            **{
+                _ITEM: ocp.args.StandardSave(state),
+                _NOTES: ocp.args.JsonSave(notes),
+            }
+        )
+        with saving(self.directory):
+            if manager.latest_step() == step:
+                manager.delete(step)
+            manager.save(step, args=items, force=True)
+            manager.wait_until_finished()
+
+    def _restore(
+        self, manager: ocp.CheckpointManager, like: PyTree
+    ) -> tuple[PyTree, dict[str, Any]] | None:
+        step = manager.latest_step()
+        if step is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        items = ocp.args.Composite(
+            **{
+                _ITEM: ocp.args.StandardRestore(abstract),
+                _NOTES: ocp.args.JsonRestore(),
+            }
+        )
+        try:
+            restored = manager.restore(step, args=items)
+        except (ValueError, KeyError, OSError) as error:
+            raise UserError(
+                f"The checkpoint {self.directory} (step {step}) does not fit this "
+                f"experiment or is damaged: {error}\nUse another --workdir, or remove "
+                "the checkpoint to start the stage again."
+            ) from error
+        return restored[_ITEM], restored[_NOTES]
+
+
+def _manager(directory: epath.Path, keep: int) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, enable_async_checkpointing=False
+    )
+    with saving(directory):
+        return ocp.CheckpointManager(directory.resolve(), options=options)
+
+
+@contextlib.contextmanager
+def saving(where: Any) -> Iterator[None]:
+    """Turns a failed write (full disk, no permission) at `where` into a UserError."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"Could not write to {where}: {error}\nFree some space or choose another "
+            "--workdir; what was saved before is intact, and the same command goes on "
+            "from there."
+        ) from error
+
+
+def write_json(path: epath.PathLike, content: Any) -> None:
+    """Writes JSON whole or not at all (a temporary file, then a rename)."""
+    path = epath.Path(path)
+    with saving(path):
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(json.dumps(content, indent=1))
+        temporary.replace(path)

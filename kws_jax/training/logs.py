@@ -1,0 +1,48 @@
+"""Lines of JSON for measures over time, with neither gap nor repeat after a restart."""
+
+import json
+from typing import Any
+
+from etils import epath
+
+from kws_jax.training.checkpoints import saving
+
+
+class JsonLines:
+    """A file with one JSON object a line, each with its `stage` and `step`."""
+
+    def __init__(self, path: epath.PathLike) -> None:
+        self.path = epath.Path(path)
+
+    def rewind(self, stage: str, step: int, later: tuple[str, ...] = ()) -> None:
+        """Drops the lines of `stage` after `step`, and those of the stages `later`.
+
+        Called when a stage starts or is taken up again from a checkpoint at `step`. A
+        half-written last line, left by a kill, goes too.
+        """
+        if not self.path.exists():
+            return
+        kept = [
+            line
+            for line in self.path.read_text().splitlines()
+            if self._keep(line, stage, step, later)
+        ]
+        with saving(self.path):
+            temporary = self.path.with_name(self.path.name + ".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.replace(self.path)
+
+    def append(self, **fields: Any) -> None:
+        """Adds one line."""
+        with saving(self.path), self.path.open("a") as file:
+            file.write(json.dumps(fields) + "\n")
+
+    @staticmethod
+    def _keep(line: str, stage: str, step: int, later: tuple[str, ...]) -> bool:
+        try:
+            fields = json.loads(line)
+        except json.JSONDecodeError:
+            return False
+        if fields["stage"] == stage:
+            return fields["step"] <= step
+        return fields["stage"] not in later

@@ -1,0 +1,96 @@
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from kws_jax.evaluation import metrics
+
+LABELS = np.array([0, 0, 1, 1, 1, 3, 3, 0])
+PREDICTIONS = np.array([0, 1, 1, 1, 2, 3, 0, 0])
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+@pytest.mark.parametrize("trials", [(0, 7), (1, 1), (3, 10), (2960, 3081), (50, 50)])
+def test_wilson_interval_equals_scipy(trials, confidence):
+    expected = scipy.stats.binomtest(*trials).proportion_ci(confidence, "wilson")
+    interval = metrics.wilson_interval(*trials, confidence)
+    np.testing.assert_allclose(interval, [expected.low, expected.high], atol=1e-12)
+    assert 0 <= interval[0] < interval[1] <= 1
+
+
+@pytest.mark.parametrize("trials", [(0, 0), (4, 3), (-1, 3)])
+def test_wilson_interval_refuses_impossible_counts(trials):
+    with pytest.raises(ValueError, match="successes"):
+        metrics.wilson_interval(*trials)
+
+
+def test_accuracy_confusion_and_recall_equal_literal_loops():
+    confusion = [[0] * 4 for _ in range(4)]
+    for label, prediction in zip(LABELS, PREDICTIONS, strict=True):
+        confusion[label][prediction] += 1
+    counted = metrics.confusion_matrix(LABELS, PREDICTIONS, 4)
+    np.testing.assert_array_equal(counted, confusion)
+    assert metrics.accuracy(LABELS, PREDICTIONS) == 5 / 8
+    np.testing.assert_allclose(
+        metrics.recall_per_label(counted), [2 / 3, 2 / 3, np.nan, 1 / 2]
+    )
+
+
+@pytest.mark.parametrize("labels", [[0, 4], [-1, 0]])
+def test_confusion_matrix_refuses_labels_out_of_range(labels):
+    with pytest.raises(ValueError, match=r"0 … 3"):
+        metrics.confusion_matrix(labels, [0, 0], 4)
+
+
+@pytest.mark.parametrize(("labels", "predictions"), [([], []), ([0, 1], [0])])
+def test_accuracy_refuses_nothing_and_unequal_lengths(labels, predictions):
+    with pytest.raises(ValueError, match="shapes"):
+        metrics.accuracy(labels, predictions)
+
+
+def test_paired_bootstrap_equals_drawing_the_clips_one_by_one():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(400) < 0.95, rng.random(400) < 0.90
+    rows = rng.integers(0, 400, (20_000, 400))
+    literal = (a[rows].astype(float) - b[rows]).mean(axis=1)
+    difference, interval = metrics.paired_bootstrap(a, b, samples=20_000, seed=1)
+    assert difference == pytest.approx(a.mean() - b.mean())
+    # Resampled differences are multiples of 1/400, and so are their percentiles.
+    np.testing.assert_allclose(
+        interval, np.quantile(literal, [0.025, 0.975]), atol=0.003
+    )
+    assert interval == metrics.paired_bootstrap(a, b, samples=20_000, seed=1)[1]
+
+
+def test_paired_bootstrap_of_a_system_with_itself_is_zero():
+    correct = np.array([True, False, True])
+    assert metrics.paired_bootstrap(correct, correct) == (0.0, (0.0, 0.0))
+
+
+def test_result_survives_json():
+    row = metrics.result(
+        "train",
+        "test",
+        "clean",
+        "accuracy",
+        np.float32(0.5),
+        metrics.wilson_interval(2, 4),
+        np.int64(4),
+    )
+    assert list(row) == [
+        "stage",
+        "split",
+        "condition",
+        "metric",
+        "value",
+        "ci95",
+        "count",
+    ]
+    assert json.loads(json.dumps(row)) == row
+    assert metrics.result("s", "test", "c", "loss", 1.0, None, 4)["ci95"] is None
+
+
+def test_result_refuses_what_json_cannot_hold():
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.result("s", "test", "c", "accuracy", float("nan"), None, 4)

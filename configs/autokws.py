@@ -65,7 +65,7 @@ def _search(method: str) -> ConfigDict:
             "threshold": 0.8,
             "zero_one_weight": 10.0,
             # NoisyDARTS: standard deviation on the skip, relative to its input's.
-            "noise_factor": 0.2,
+            "skip_noise": 0.2,
             # 1: first order; 2: through the unrolled weight step.
             "order": 1,
             # The space: TC-ResNet14's skeleton.
@@ -117,7 +117,7 @@ def _search_stage(method: str) -> ConfigDict:
 def _shorten(config: ConfigDict, search: ConfigDict, train: ConfigDict) -> None:
     train.update(steps=0, epochs=40.0)
     if search.kind == "search":
-        search.update(epochs=20.0, eval_every_epochs=5.0)
+        search.epochs = 20.0
         # A few hundred steps at 3e-4 cannot move an architecture away from uniform.
         search.architecture_optimizer.learning_rate = 3e-3
 
@@ -126,4 +126,4 @@ def _demo(config: ConfigDict, search: ConfigDict, train: ConfigDict) -> None:
     config.data.source = "synthetic"
     train.update(epochs=15.0)
     if search.kind == "search":
-        search.update(epochs=6.0, eval_every_epochs=3.0)
+        search.epochs = 6.0

@@ -1,8 +1,8 @@
 """Reading, checking, storing and comparing the config of an experiment; no JAX here."""
 
-import importlib.util
 import json
 import re
+import runpy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,10 @@ def load_file(value: str) -> ConfigDict:
         beside = path.parent if path.parent.is_dir() else Path("configs")
         known = [str(p) for p in beside.glob("*.py") if p.name != "__init__.py"]
         raise UserError(f"--config: there is no file {name!r}; {nearest(name, known)}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
+    get_config = runpy.run_path(str(path)).get("get_config")
+    if get_config is None:
         raise UserError(f"--config: {name!r} defines no get_config(argument).")
-    return module.get_config(argument or None)
+    return get_config(argument or None)
 
 
 def check_overrides(config: ConfigDict, arguments: list[str], flag: str) -> None:

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from kws_jax import config as configs
-from kws_jax.evaluation import testing
 from kws_jax.errors import UserError
+from kws_jax.evaluation import testing
 from kws_jax.parts import LABELS_FILE, Parts, build_parts, load_setup
 from kws_jax.report.page import write_report
 from kws_jax.report.terminal import print_results, print_summary
@@ -75,8 +75,8 @@ def evaluate(config: ConfigDict, folder: Path, output: str) -> list[dict[str, An
     if parts.labels != trained.labels:
         raise UserError(
             f"The network knows the labels {', '.join(trained.labels)}; this data has "
-            f"{', '.join(parts.labels)}. Choose data.keywords and data.protocol so that "
-            "they agree, in the same order."
+            f"{', '.join(parts.labels)}. Choose data.keywords and data.protocol so "
+            "that they agree, in the same order."
         )
     rows = final_test(parts, folder, write=False)
     if jax.process_index() == 0:

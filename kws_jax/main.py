@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None or not _WORKDIR.value:
         raise UserError(
             "Give --config=configs/NAME.py and --workdir=DIR, for example\n"
-            "  python -m kws_jax.main --config=configs/autokws.py:demo --workdir=runs/demo"
+            "  python -m kws_jax.main --config=configs/autokws.py:demo "
+            "--workdir=runs/demo"
         )
     config.check(_CONFIG.value)
     runtime.configure(_CONFIG.value.data.cache_dir)

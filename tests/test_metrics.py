@@ -14,7 +14,7 @@ PREDICTIONS = np.array([0, 1, 1, 1, 2, 3, 0, 0])
 @pytest.mark.parametrize("trials", [(0, 7), (1, 1), (3, 10), (2960, 3081), (50, 50)])
 def test_wilson_interval_equals_scipy(trials, confidence):
     expected = scipy.stats.binomtest(*trials).proportion_ci(confidence, "wilson")
-    interval = metrics.wilson_interval(*trials, confidence)
+    interval = metrics.wilson_interval(trials[0], trials[1], confidence)
     np.testing.assert_allclose(interval, [expected.low, expected.high], atol=1e-12)
     assert 0 <= interval[0] < interval[1] <= 1
 

@@ -9,7 +9,7 @@ from kws_jax.models.counting import (
     count_parameters,
     count_parameters_with_statistics,
 )
-from kws_jax.models.genotype import save_genotype
+from kws_jax.models.genotype import Genotype, save_genotype
 
 # (name, settings) -> trainable parameters, and with batch statistics
 PARAMETERS = [
@@ -17,25 +17,186 @@ PARAMETERS = [
     ("tc_resnet8", {"width": 1.5}, 144_264, 145_248),
     ("tc_resnet14", {}, 135_856, 136_928),
     ("tc_resnet14", {"width": 1.5}, 303_000, 304_608),
-    ("searched", {"genotype": "autokws-darts"}, 70_509, 71_325),
-    ("searched", {"genotype": "autokws-fairdarts"}, None, None),
-    ("searched", {"genotype": "autokws-noisydarts"}, None, None),
+    ("searched", {"genotype": "autokws-darts"}, 70_338, 71_322),
+    ("searched", {"genotype": "autokws-fairdarts"}, 161_571, 163_035),
+    ("searched", {"genotype": "autokws-noisydarts"}, 121_692, 122_820),
 ]
 
 
-def shapes(model, batch=1, frames=98):
-    features = jax.ShapeDtypeStruct((batch, frames, 40), jnp.float32)
+def model_shapes(model):
+    features = jax.ShapeDtypeStruct((1, 98, 40), jnp.float32)
     return jax.eval_shape(
         lambda x: model.init(jax.random.key(0), x, train=False), features
     )
 
 
-@pytest.mark.parametrize(("name", "settings", "trainable", "with_statistics"), PARAMETERS)
-def test_parameter_counts_are_exact(name, settings, trainable, with_statistics):
-    variables = shapes(registry.create_model(name, 12, **settings))
+@pytest.mark.parametrize(("name", "settings", "trainable", "with_stats"), PARAMETERS)
+def test_parameter_counts_are_exact(name, settings, trainable, with_stats):
+    variables = model_shapes(registry.create_model(name, 12, **settings))
     assert count_parameters(variables["params"]) == trainable
-    assert count_parameters_with_statistics(variables) == with_statistics
+    assert count_parameters_with_statistics(variables) == with_stats
 
 
 def test_every_registered_model_has_a_known_parameter_count():
     assert {name for name, *_ in PARAMETERS} == set(registry.MODELS)
+
+
+def parameters_by_hand(genotype, features=40, labels=12):
+    total = 3 * features * genotype.stem_channels + 2 * genotype.stem_channels
+    before = genotype.stem_channels
+    for names, stride, c in zip(genotype.layers, genotype.strides, genotype.channels):
+        for name in names:
+            if name == "SKIP":
+                continue
+            k = int(name[1])
+            total += k * before * c + k * c * c + 4 * c
+            if name.endswith("SE"):
+                hidden = c // genotype.se_reduction
+                total += c * hidden + hidden + hidden * c + c
+            if stride == 2:
+                j = 1 if genotype.shortcut == "1x1" else k
+                total += j * before * c + 2 * c
+        before = c
+    return total + before * labels
+
+
+@pytest.mark.parametrize("shortcut", ["1x1", "jx1"])
+@pytest.mark.parametrize("reduction", [4, 16])
+def test_searched_parameters_follow_the_formula(shortcut, reduction):
+    genotype = Genotype(
+        (("C7SE",), ("C9SE", "C5SE"), ("C3SE",), ("C5", "SKIP"), ("C7",), ("SKIP",)),
+        shortcut=shortcut,
+        se_reduction=reduction,
+    )
+    variables = model_shapes(registry.create_model("searched", 12, genotype=genotype))
+    assert count_parameters(variables["params"]) == parameters_by_hand(genotype)
+
+
+def test_genotype_setting_takes_a_path(tmp_path):
+    genotype = Genotype((("C3",), ("SKIP",)), strides=(2, 1), channels=(4, 4))
+    save_genotype(genotype, tmp_path / "genotype.json")
+    path = str(tmp_path / "genotype.json")
+    model = registry.create_model("searched", 12, genotype=path)
+    assert model.genotype == genotype
+
+
+def test_unknown_model_and_setting_name_the_nearest():
+    with pytest.raises(UserError, match="tc_resnet8"):
+        registry.create_model("tcresnet8", 12)
+    with pytest.raises(UserError, match="'width'"):
+        registry.create_model("tc_resnet8", 12, witdh=1.5)
+    with pytest.raises(UserError, match="no setting 'depth'"):
+        registry.create_model("tc_resnet8", 12, depth=14)
+    with pytest.raises(UserError, match="genotype"):
+        registry.create_model("searched", 12)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("tc_resnet8", {"width": 0.0}), ("tc_resnet8", {"dropout": 1.0})],
+)
+def test_settings_out_of_range_are_refused(name, settings):
+    with pytest.raises(UserError, match=next(iter(settings))):
+        registry.create_model(name, 12, **settings)
+
+
+def conv_same(x, w, stride):
+    """TensorFlow's SAME convolution over time, by its definition."""
+    t, k = x.shape[1], len(w)
+    out = -(-t // stride)
+    total = max((out - 1) * stride + k - t, 0)
+    x = np.pad(x, ((0, 0), (total // 2, total - total // 2), (0, 0)))
+    windows = [x[:, i * stride : i * stride + k] for i in range(out)]
+    return np.stack([np.einsum("bkc,kcd->bd", v, w) for v in windows], axis=1)
+
+
+def block_by_hand(x, variables, stride, *, se):
+    p, s = variables["params"], variables["batch_stats"]
+
+    def norm(y, name):
+        y = (y - s[name]["mean"]) / np.sqrt(s[name]["var"] + 1e-3)
+        return y * p[name]["scale"] + p[name]["bias"]
+
+    y = np.maximum(norm(conv_same(x, p["conv1"]["kernel"], stride), "bn1"), 0)
+    y = norm(conv_same(y, p["conv2"]["kernel"], 1), "bn2")
+    if se:
+        q = p["se"]
+        h = y.mean(axis=1) @ q["squeeze"]["kernel"] + q["squeeze"]["bias"]
+        h = np.maximum(h, 0) @ q["excite"]["kernel"] + q["excite"]["bias"]
+        y = y / (1 + np.exp(-h))[:, None]
+    if "shortcut_conv" in p:
+        x = conv_same(x, p["shortcut_conv"]["kernel"], stride)
+        x = np.maximum(norm(x, "shortcut_bn"), 0)
+    return np.maximum(x + y, 0)
+
+
+def randomised(variables, seed=0):
+    """Random values everywhere, variances positive."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda v: rng.uniform(0.2, 1.0, v.shape).astype(np.float32)
+        * (1 if v.ndim == 1 else rng.choice([-1, 1], v.shape)),
+        variables,
+    )
+
+
+@pytest.mark.parametrize(
+    ("stride", "channels", "se", "shortcut"),
+    [(1, 8, False, "1x1"), (2, 12, True, "1x1"), (2, 8, False, "jx1")],
+)
+def test_tc_block_follows_its_definition(stride, channels, se, shortcut):
+    block = blocks.TCBlock(5, channels, stride, se=se, shortcut=shortcut)
+    x = np.random.default_rng(1).normal(size=(2, 11, 8)).astype(np.float32)
+    variables = randomised(block.init(jax.random.key(0), x, train=False))
+    expected_shortcut = stride == 2
+    assert ("shortcut_conv" in variables["params"]) == expected_shortcut
+    if expected_shortcut:
+        kernel = variables["params"]["shortcut_conv"]["kernel"]
+        assert len(kernel) == (1 if shortcut == "1x1" else 5)
+    got = block.apply(variables, x, train=False)
+    expected = block_by_hand(np.float64(x), variables, stride, se=se)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_normalises_with_the_batch_and_moves_the_statistics():
+    block = blocks.TCBlock(3, 4)
+    x = np.random.default_rng(1).normal(2.0, 3.0, size=(5, 9, 4)).astype(np.float32)
+    variables = block.init(jax.random.key(0), x, train=False)
+    _, moved = block.apply(variables, x, train=True, mutable=["batch_stats"])
+    y = conv_same(np.float64(x), variables["params"]["conv1"]["kernel"], 1)
+    stats = moved["batch_stats"]["bn1"]
+    mean, var = y.mean((0, 1)), y.var((0, 1))
+    np.testing.assert_allclose(stats["mean"], 0.003 * mean, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(stats["var"], 0.997 + 0.003 * var, rtol=1e-4)
+
+
+def test_tc_resnet_is_its_blocks_in_order():
+    model = registry.create_model("tc_resnet14", 3, width=0.25)
+    x = np.random.default_rng(2).normal(size=(2, 13, 6)).astype(np.float32)
+    variables = randomised(model.init(jax.random.key(0), x, train=False))
+    p, s = variables["params"], variables["batch_stats"]
+
+    y = conv_same(np.float64(x), p["stem"]["conv"]["kernel"], 1)
+    y = (y - s["stem"]["bn"]["mean"]) / np.sqrt(s["stem"]["bn"]["var"] + 1e-3)
+    y = np.maximum(y * p["stem"]["bn"]["scale"] + p["stem"]["bn"]["bias"], 0)
+    for i, stride in enumerate([2, 1, 2, 1, 2, 1]):
+        part = {"params": p[f"blocks_{i}"], "batch_stats": s[f"blocks_{i}"]}
+        y = block_by_hand(y, part, stride, se=False)
+    embedding = y.mean(axis=1)
+
+    got = model.apply(variables, x, train=False, method="embed")
+    np.testing.assert_allclose(got, embedding, rtol=1e-3)
+    got = model.apply(variables, x, train=False)
+    logits = embedding @ p["head"]["linear"]["kernel"]
+    np.testing.assert_allclose(got, logits, rtol=1e-3, atol=1e-3 * abs(logits).max())
+
+
+def test_dropout_keeps_the_expected_share_of_the_embedding():
+    head = blocks.Head(1, dropout=0.25)
+    embedding = jnp.ones((2000, 1))
+    variables = {"params": {"linear": {"kernel": jnp.ones((1, 1))}}}
+    key = jax.random.key(3)
+    out = head.apply(variables, embedding, train=True, rngs={"dropout": key})
+    values = np.unique(np.round(out, 4))
+    np.testing.assert_allclose(values, [0, 4 / 3], atol=1e-4)
+    assert abs(np.mean(out > 0) - 0.75) < 0.04

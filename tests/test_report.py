@@ -2,6 +2,7 @@
 
 import html.parser
 import io
+import itertools
 import json
 import math
 import re
@@ -18,7 +19,7 @@ from kws_jax.report.page import write_report
 from kws_jax.report.terminal import print_summary, progress_bar
 from kws_jax.report.workdir import read_run
 
-WORDS = "yes no up down left right on off stop go".split()
+WORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 LABELS = [*WORDS, "_unknown_", "_silence_"]
 LAYERS = [["C9SE"], ["C3SE", "C5"], ["C9"], ["SKIP"], ["C5SE"], ["SKIP"]]
 GENOTYPE = {
@@ -151,3 +152,319 @@ def make_workdir(workdir, seed=0):
     write_lines(workdir / "metrics.jsonl", metrics)
     write_lines(workdir / "architecture.jsonl", architecture_lines(rng))
     return workdir
+
+
+class Page(html.parser.HTMLParser):
+    """Collects the elements of a page and fails on an unbalanced one."""
+
+    VOID = ("meta", "br", "wbr")
+
+    def __init__(self, source):
+        super().__init__()
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+    def ids(self):
+        return [attrs["id"] for _, attrs in self.elements if "id" in attrs]
+
+    def having(self, attribute):
+        return [attrs[attribute] for _, attrs in self.elements if attribute in attrs]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(workdir, source of its page)."""
+    workdir = make_workdir(tmp_path_factory.mktemp("runs") / ".")
+    return workdir, write_report(workdir).read_text()
+
+
+def edit(workdir, name, change):
+    path = workdir / name
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(change(content) or content))
+
+
+def test_page_is_self_contained(finished):
+    workdir, source = finished
+    page = Page(source)
+    assert (workdir / "report.html").exists()
+    assert len(source.encode()) < 2_000_000
+    without_namespaces = source.replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert not re.search(r"https?://|url\(|@import", without_namespaces)
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.elements}
+    assert all(link.startswith("#") for link in page.having("href"))
+    assert page.having("src") == []
+
+
+def test_page_shows_every_number_of_the_results(finished):
+    workdir, source = finished
+    text = Page(source).text
+    for row in json.loads((workdir / "results.json").read_text()):
+        assert row["metric"] in text
+        if row["metric"].startswith(("accuracy", "recall")):
+            low, high = (f"{100 * v:.1f}" for v in row["ci95"])
+            assert f"{100 * row['value']:.2f} % {low} – {high} %" in text
+            assert f"{row['count']:,}" in text
+    assert all(number in text for number in ("122,456", "123,789", "3.20 M", "1,612"))
+    assert "42 min 35 s" in text
+    assert "search 30 min 30 s, train 12 min 5 s" in text
+
+
+def test_summary_is_one_sentence_with_accuracy_size_and_cost(finished):
+    workdir, source = finished
+    accuracy = json.loads((workdir / "results.json").read_text())[0]
+    low, high = (f"{100 * v:.1f}" for v in accuracy["ci95"])
+    # The collapsed text of elements has a space on both sides of each bold part.
+    assert (
+        "A network found by NoisyDARTS for 10 keywords in a folder of recordings gets "
+        f"{100 * accuracy['value']:.1f} % of {accuracy['count']:,} test clips right "
+        f"(95 % interval {low} – {high} %) with 122,456 parameters and 3.20 M "
+        "multiply-adds for a clip."
+    ) in Page(source).text
+
+
+def test_ids_are_unique_and_all_links_lead_to_one(finished):
+    page = Page(finished[1])
+    ids = page.ids()
+    assert len(ids) == len(set(ids)) == 9
+    assert {link[1:] for link in page.having("href")} == set(ids)
+
+
+@pytest.mark.parametrize(
+    ("file", "sections"),
+    [
+        ("metrics.jsonl", {"learning"}),
+        ("architecture.jsonl", {"architecture"}),
+        ("genotype.json", {"network"}),
+        ("evaluation.json", {"confusion"}),
+    ],
+)
+def test_section_is_left_out_with_its_file(tmp_path, finished, file, sections):
+    workdir = make_workdir(tmp_path)
+    (workdir / file).unlink()
+    ids = set(Page(write_report(workdir).read_text()).ids())
+    assert ids == set(Page(finished[1]).ids()) - sections
+
+
+def test_run_in_progress_has_a_page_without_results(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config()))
+    (tmp_path / "results.json").write_text("[]")
+    lines = ['{"stage": "search", "split": "train", "step": 20, "loss": 2.5}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"stage": "sea']))
+    page = Page(write_report(tmp_path).read_text())
+    assert page.ids() == ["learning", "config", "reproduce"]
+    assert "has no test result yet" in page.text
+
+
+def test_measures_that_are_not_finite_leave_no_trace_in_the_drawings(tmp_path):
+    workdir = make_workdir(tmp_path)
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "train", "split": "train", "step": 9999, "loss": NaN}\n')
+    edit(workdir, "results.json", lambda rows: rows[3].update(value=None))
+    page = Page(write_report(workdir).read_text())
+    drawn = [attrs for tag, attrs in page.elements if tag in ("path", "circle", "text")]
+    assert drawn
+    assert not [a for a in drawn if "nan" in " ".join(map(str, a.values()))]
+
+
+def test_user_text_is_escaped(tmp_path):
+    workdir = make_workdir(tmp_path)
+    evil = "<script>alert('x')</script>&\""
+    edit(workdir, "config.json", lambda c: c.update(name=evil, data={"source": evil}))
+    edit(workdir, "evaluation.json", lambda e: {**e, "labels": [evil] * len(LABELS)})
+    edit(workdir, "genotype.json", lambda g: {**g, "layers": [[evil]] * 6})
+    edit(workdir, "results.json", lambda rows: rows[11].update(metric="recall/" + evil))
+    source = write_report(workdir).read_text()
+    page = Page(source)
+    assert "<script" not in source
+    assert evil in page.texts  # the heading, unescaped by the parser
+    assert "script" not in {tag for tag, _ in page.elements}
+
+
+def test_confusion_matrices_hold_the_counts_of_all_conditions(finished):
+    workdir, source = finished
+    matrices = json.loads((workdir / "evaluation.json").read_text())["confusion"]
+    titles = [t for t in Page(source).having("title") if " heard as " in t]
+    told = [int(re.search(r": (\d+) of", title)[1]) for title in titles]
+    assert told == np.ravel([matrices[condition] for condition in matrices]).tolist()
+
+
+def test_drawing_has_one_block_for_each_operation(finished):
+    drawn = Page(finished[1]).having("data-op")
+    assert drawn == [op for layer in LAYERS for op in layer]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 5, 9])
+def test_parallel_blocks_stand_side_by_side_within_the_drawing(lanes):
+    genotype = GENOTYPE | {"layers": [[*BLOCKS, "SKIP"][:lanes]] * 6}
+    page = Page(network_drawing.draw_network(genotype, 12))
+    assert len(page.having("data-op")) == 6 * lanes
+    boxes = [
+        (float(a["y"]), float(a["x"]), float(a["x"]) + float(a["width"]))
+        for tag, a in page.elements
+        if tag == "rect" and a["class"].startswith("box")
+    ]
+    assert all(left >= 0 and right <= network_drawing.WIDTH for _, left, right in boxes)
+    for (y, _, right), (next_y, left, _) in itertools.pairwise(boxes):
+        assert y < next_y or right < left
+
+
+def test_drawing_tells_the_time_resolution_and_the_shortcut():
+    text = Page(network_drawing.draw_network(GENOTYPE, 12)).text
+    for size in ("98 × 40", "98 × 24", "49 × 36", "25 × 48", "13 × 72"):
+        assert size in text
+    # Of the layers that change the size, three have one block each.
+    assert text.count("1×1") == 3
+    own = Page(network_drawing.draw_network(GENOTYPE | {"shortcut": "jx1"}, 12)).text
+    assert (own.count("9×1"), own.count("5×1"), own.count("1×1")) == (2, 1, 0)
+
+
+def test_missing_results_are_named(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"results\.json is missing"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "{", "not valid JSON"),
+        ("results.json", '[{"value": 1}]', "expected a list of objects"),
+        ("genotype.json", '{"layers": [["C3"]], "strides": []}', "of one length"),
+    ],
+)
+def test_broken_file_is_named(tmp_path, file, content, message):
+    workdir = make_workdir(tmp_path)
+    (workdir / file).write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        write_report(workdir)
+    assert file in str(error.value)
+
+
+def test_attributes_and_children_are_escaped_unless_markup():
+    made = tag("b", "<i>", Markup("<i></i>"), title='"&', class_="x", stroke_width=1.5)
+    assert made == (
+        '<b title="&quot;&amp;" class="x" stroke-width="1.5">&lt;i&gt;<i></i></b>'
+    )
+
+
+def test_scale_maps_its_ends_and_ticks_are_round():
+    scale = Scale(0.5, 1.0, 300, 20)
+    assert (scale(0.5), scale(1.0), scale(0.75)) == (300, 20, 160)
+    assert scale.ticks(5) == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+    log = Scale(0.1, 10, 0, 200, log=True)
+    assert (log(0.1), log(1), log(10)) == pytest.approx((0, 100, 200))
+    assert {0.1, 1.0, 10.0} <= set(log.ticks(5))
+
+
+def recorder(**options):
+    return Console(file=io.StringIO(), width=90, **options)
+
+
+def test_terminal_summary_has_accuracy_conditions_size_time_and_report(finished):
+    workdir, _ = finished
+    console = recorder()
+    print_summary(workdir, console)
+    printed = console.file.getvalue()
+    for row in json.loads((workdir / "results.json").read_text()):
+        if row["metric"] == "accuracy":
+            low, high = row["ci95"]
+            line = next(s for s in printed.splitlines() if f" {row['condition']} " in s)
+            assert f"{100 * row['value']:.1f} %" in line
+            assert f"{100 * low:.1f} – {100 * high:.1f} %" in line
+    assert "122,456" in printed
+    assert "3.20 M" in printed
+    assert "train 12 min 5 s" in printed
+    assert str(workdir / "report.html") in printed.replace("\n", "")
+
+
+def test_terminal_prints_names_without_reading_markup(tmp_path):
+    workdir = make_workdir(tmp_path)
+    edit(workdir, "config.json", lambda c: c.update(name="[red]x[/]"))
+    console = recorder()
+    print_summary(read_run(workdir), console)
+    assert "[red]x[/]" in console.file.getvalue()
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_progress_without_terminal_is_a_line_every_20_seconds():
+    console, clock = recorder(), Clock()
+    with progress_bar("search", 200, 100, console=console, clock=clock) as bar:
+        for _ in range(10):
+            clock.now += 5.0
+            bar.advance(10, loss=0.5, clips_per_second=1612.0, learning_rate=0.1)
+    lines = console.file.getvalue().splitlines()
+    assert lines == [
+        "search  140/200  70 %  loss 0.500 · 1,612 clips/s · 30 s left",
+        "search  180/200  90 %  loss 0.500 · 1,612 clips/s · 10 s left",
+        "search  200/200  100 %  loss 0.500 · 1,612 clips/s · 0 s left",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar_with_speed_loss_and_time_left():
+    console, clock = recorder(force_terminal=True), Clock()
+    with progress_bar("train", 100, console=console, clock=clock) as bar:
+        for _ in range(5):
+            clock.now += 2.0
+            bar.advance(10, loss=0.25, clips_per_second=1500.0)
+    printed = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+    assert "train" in printed
+    assert "50%" in printed
+    assert "loss 0.250 · 1,500 clips/s · 10 s left" in printed
+
+
+def test_an_interrupted_run_leaves_its_last_step_in_the_log():
+    console = recorder()
+
+    def interrupted():
+        with progress_bar("train", 10, console=console) as bar:
+            bar.advance(1, loss=1.0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert console.file.getvalue() == "train  1/10  10 %  loss 1.000\n"
+
+
+def test_command_to_reproduce_has_the_fields_quoted_for_a_shell(finished):
+    text = Page(finished[1]).text
+    for word in (
+        "--config=configs/autokws.py:noisydarts",
+        "--config.seed=3",
+        "'--config.data.dir=my clips'",
+        "--config.data.keywords=yes,no,up,down,left,right,on,off,stop,go",
+        "'--config.stages[1].epochs=40'",
+    ):
+        assert word in text
+
+
+def test_search_in_progress_shows_no_choice(tmp_path):
+    workdir = make_workdir(tmp_path)
+    assert "bold: chosen" in Page(write_report(workdir).read_text()).text
+    (workdir / "genotype.json").unlink()
+    assert "bold: chosen" not in Page(write_report(workdir).read_text()).text

@@ -142,9 +142,9 @@ def result(
     split: str,
     condition: str,
     metric: str,
-    value: float,
+    value: float | np.floating,
     ci95: tuple[float, float] | None,
-    count: int,
+    count: int | np.integer,
 ) -> dict[str, Any]:
     """One row of results.json.
 

@@ -26,12 +26,14 @@ def log_mel(
     preemphasis: float = 0.97,
     normalized: bool = True,
 ) -> Float[Array, "b t f"]:
-    """Log-mel energies of the waveform minus its mean, in Kaldi's convention.
+    """Log-mel energies in Kaldi's convention.
 
     Each frame loses its mean, is pre-emphasised (y[n] = x[n] - preemphasis·x[n-1], with
     x[-1] = x[0]), multiplied by the symmetric Hann window and zero-padded to the next
     power of two; the result is ln max(Σ_k |X[k]|² W[k, m], 2⁻²³). Kaldi's own programs
-    read int16 as it is; floor and statistics here belong to audio in [-1, 1].
+    read int16 as it is; floor and statistics here belong to audio in [-1, 1]. Since
+    each frame loses its mean, the mean of the whole waveform, which the official code
+    takes off first, makes no difference.
 
     Args:
       audio: waveforms [b, s] in [-1, 1].
@@ -55,10 +57,10 @@ def log_mel(
     as called by dianwen-ng/Keyword-Spotting-ConvMixer.
     """
     window = spectrum.samples_of(window_ms, sample_rate)
-    audio = audio.astype(jnp.float32)
-    audio = audio - audio.mean(axis=1, keepdims=True)
     frames = spectrum.frame(
-        audio, window=window, hop=spectrum.samples_of(hop_ms, sample_rate)
+        audio.astype(jnp.float32),
+        window=window,
+        hop=spectrum.samples_of(hop_ms, sample_rate),
     )
     frames = frames - frames.mean(axis=2, keepdims=True)
     previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)

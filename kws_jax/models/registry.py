@@ -1,6 +1,7 @@
 """Models by name, for configs."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,12 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "tc_resnet8": (TCResNet, {"depth": 8}),
     "tc_resnet14": (TCResNet, {"depth": 14}),
     "searched": (SearchedTCNet, {}),
+}
+# setting -> (what is expected of it, its test)
+RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "width": ("a number of at least 1/16", lambda value: value >= 1 / 16),
+    "dropout": ("a share in [0, 1)", lambda value: 0 <= value < 1),
+    "se_reduction": ("a whole number of at least 1", lambda value: value >= 1),
 }
 
 
@@ -47,6 +54,7 @@ def create_model(name: str, num_labels: int, **settings: Any) -> nn.Module:
             raise UserError(
                 f"model {name!r} has no setting {setting!r}: {nearest(setting, known)}"
             )
+        _check_range(name, setting, settings[setting])
     if "genotype" in known:
         if not settings.get("genotype"):
             raise UserError(
@@ -57,3 +65,13 @@ def create_model(name: str, num_labels: int, **settings: Any) -> nn.Module:
             settings["genotype"] = load_genotype(settings["genotype"])
     model, fixed = MODELS[name]
     return model(num_labels=num_labels, **fixed, **settings)
+
+
+def _check_range(name: str, setting: str, value: Any) -> None:
+    if setting not in RANGES:
+        return
+    expected, holds = RANGES[setting]
+    if isinstance(value, (bool, str)) or value is None or not holds(value):
+        raise UserError(
+            f"setting {setting!r} of model {name!r} must be {expected}, got {value!r}."
+        )

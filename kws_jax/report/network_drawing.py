@@ -227,7 +227,7 @@ def _op_box(
     ]
     if width < 60:
         middle = left + width / 2
-        parts.append(_label(middle, top + 31, op.name, "small", "middle"))
+        parts.append(_label(middle, top + 31, op.name, "tiny", "middle"))
         return join(parts)
     name = f"kernel {op.kernel}" if op.kernel and width >= 90 else op.name
     parts.append(_label(left + 10, top + 22, name, "label"))

@@ -93,6 +93,8 @@ def summary(run: Run) -> Markup:
 def _network_name(run: Run) -> str:
     network = run.config.get("network") or {}
     method = (run.config.get("search") or {}).get("method")
+    if network.get("genotype"):
+        return f"The network {network['genotype']}"
     if not method:
         return f"The network {network.get('name', 'of this run')}"
     if method == "random":
@@ -156,8 +158,8 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
     (
         "network",
         "The found network",
-        "From the features at the top to the scores at the bottom. The coloured "
-        "squares are the taps of a convolution over time; SE is "
+        "From the features at the top to the scores at the bottom. A block convolves "
+        "twice over time, with as many taps as there are coloured squares; SE is "
         "squeeze-and-excitation; the thin line beside a block is its shortcut, with a "
         "convolution where the size changes.",
         _network,

@@ -85,9 +85,8 @@ def architecture(run: Run) -> Markup | None:
         for layer in range(layers)
     ]
     names = {name for layer in run.architecture[-1]["ops"] for name in layer}
-    return join(
-        [_operation_legend(names), tag("div", join(charts), class_="multiples")]
-    )
+    legend = _operation_legend(names, decided=run.genotype is not None)
+    return join([legend, tag("div", join(charts), class_="multiples")])
 
 
 def learning_curves(run: Run) -> Markup | None:
@@ -196,7 +195,7 @@ def _architecture_layer(
     """One layer's weights over the epochs; what was chosen is drawn last and bold."""
     epochs = [float(line["epoch"]) for line in lines]
     ops = lines[-1]["ops"][layer]
-    title = " + ".join(chosen and [op for op in ops if op in chosen]) if chosen else ""
+    title = " + ".join(op for op in ops if op in chosen)
     chart = Chart(
         f"Architecture weights of layer {layer + 1}",
         x=(min(epochs), max(epochs)),
@@ -220,7 +219,7 @@ def _architecture_layer(
     return tag("figure", tag("figcaption", caption), chart.svg())
 
 
-def _operation_legend(names: set[str]) -> Markup:
+def _operation_legend(names: set[str], decided: bool) -> Markup:
     """One key for each colour (kernel, skip) and one for the dash (SE)."""
     parsed = [operations.parse(name) for name in sorted(names)]
     keys = [
@@ -234,9 +233,9 @@ def _operation_legend(names: set[str]) -> Markup:
         keys.append(_key("k0", ", ".join(others)))
     if any(op.squeeze for op in parsed):
         keys.append(_key("plain squeeze", "dashed: with squeeze-and-excitation (SE)"))
-    return tag(
-        "p", join([*keys, _key("plain chosen", "bold: chosen")]), class_="legend"
-    )
+    if decided:
+        keys.append(_key("plain chosen", "bold: chosen"))
+    return tag("p", join(keys), class_="legend")
 
 
 def _key(class_: str, name: str) -> Markup:

@@ -42,6 +42,7 @@ svg.network{max-width:660px}
 .multiples svg.chart{font-size:12px}
 .grid{stroke:var(--faint);stroke-width:1}.axis{stroke:var(--grey);stroke-width:1}
 text{fill:var(--soft)}text.label{fill:var(--ink)}text.small{font-size:12px}
+text.tiny{font-size:10px}
 text.name{font-weight:600}
 .line{fill:none;stroke-width:2;stroke-linejoin:round}
 .line.thick{stroke-width:3;stroke-linecap:round;opacity:.45}
@@ -78,15 +79,16 @@ text-align:right;width:auto}
 padding-bottom:6px;white-space:nowrap}
 .results{width:100%}.results th{text-align:left;color:var(--soft);font-weight:500}
 .results th,.results td{padding:4px 12px 4px 0;border-bottom:1px solid var(--faint)}
-.results .number{text-align:right;white-space:nowrap}
+.results td{white-space:nowrap}.results .number{text-align:right}
 .results th:nth-child(n+5){text-align:right}
+code{white-space:nowrap}
 pre{background:var(--panel);border:1px solid var(--faint);border-radius:8px;
 padding:12px 14px;overflow-x:auto;font-size:.84rem;line-height:1.45}
 summary{cursor:pointer;color:var(--blue);margin:.4em 0}
 @media (max-width:640px){main{padding:16px 14px 40px}h1{font-size:1.5rem}
 .cards{grid-template-columns:repeat(2,minmax(0,1fr))}.card strong{font-size:1.25rem}
-svg.wide{font-size:17px}svg.network{font-size:17px}svg.network text.small{font-size:15.5px}
-svg .extra{display:none}
+svg.wide{font-size:17px}svg.network{font-size:17px}
+svg.network text.small{font-size:15.5px}svg .extra{display:none}
 .confusion{font-size:.74rem}.confusion td{width:2.3em;height:2.1em}
 .confusion th[scope=row]{position:sticky;left:0;background:var(--paper)}}
 @media print{body{font-size:11pt}main{max-width:none;padding:0}nav{display:none}

@@ -3,7 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kws_jax.report import text
@@ -73,17 +73,24 @@ def config_details(run: Run) -> Markup:
 
 def reproduce(run: Run) -> Markup:
     """The commands that run, test again and use this experiment."""
-    folder = shlex.quote(f"runs/{run.workdir.resolve().name}")
+    # An absolute path would tell the readers of a shared page about one machine only.
+    absolute = run.workdir.is_absolute()
+    folder = f"runs/{run.workdir.name}" if absolute else str(run.workdir)
+    here, anew = shlex.quote(folder), shlex.quote(f"{folder}-again")
     commands = [
-        _main_command(run.config, folder),
-        f"python -m kws_jax.evaluate --workdir={folder}",
-        f"python -m kws_jax.predict --workdir={folder} CLIP.wav",
+        _main_command(run.config, anew),
+        f"python -m kws_jax.evaluate --workdir={here}",
+        f"python -m kws_jax.predict --workdir={here} CLIP.wav",
     ]
-    note = (
-        "The first command runs the experiment anew, the second tests the trained "
-        "network again, the third uses it. The commands name the data, the words and "
-        "the seed; every other field is listed above and is set with "
-        "--config.FIELD=VALUE where it differs from the file’s default."
+    note = join(
+        [
+            "The first command runs the experiment anew, the second tests the trained "
+            "network again, the third uses it. The first names seed, data, network and "
+            "the length of the stages; every other field is listed under Configuration "
+            "and is set with ",
+            tag("code", "--config.FIELD=VALUE"),
+            " where it differs from the file’s default.",
+        ]
     )
     return join([tag("pre", "\n".join(commands)), tag("p", note, class_="note")])
 
@@ -223,25 +230,28 @@ def _value(measure: Measure) -> str:
 
 
 def _main_command(config: Mapping[str, Any], folder: str) -> str:
-    """The command of main, with the fields that say which data and which seed."""
+    """The command of main, with the fields that make the experiment what it is."""
     method = (config.get("search") or {}).get("method")
     name = str(config.get("name", "NAME"))
     path = f"configs/{name}.py:{method}" if method else f"configs/{name}.py"
+    lines = ["python -m kws_jax.main", f"--config={shlex.quote(path)}"]
+    lines.append(f"--workdir={folder}")
+    for field, value in _main_fields(config):
+        if isinstance(value, list | tuple):
+            value = ",".join(map(str, value))
+        if isinstance(value, str | int | float) and value != "":
+            lines.append(shlex.quote(f"--config.{field}={value}"))
+    return " \\\n    ".join(lines)
+
+
+def _main_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(path, value) of the seed, the data, the network and the stages' lengths."""
+    yield "seed", config.get("seed")
     data = config.get("data") or {}
-    fields = [
-        (f"--config.data.{field}", data.get(field))
-        for field in ("source", "dir", "keywords")
-    ]
-    fields.append(("--config.seed", config.get("seed")))
-    arguments = [("--config", path), ("--workdir", None), *fields]
-    words = ["python -m kws_jax.main"]
-    for flag, value in arguments:
-        if flag == "--workdir":
-            words.append(f"--workdir={folder}")
-        elif value not in (None, ""):
-            words.append(f"{flag}={shlex.quote(_plain(value))}")
-    return " \\\n    ".join(words)
-
-
-def _plain(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    for field in ("source", "dir", "keywords"):
+        yield f"data.{field}", data.get(field)
+    for field, value in (config.get("network") or {}).items():
+        yield f"network.{field}", value
+    for i, stage in enumerate(config.get("stages") or ()):
+        for field in ("epochs", "steps"):
+            yield f"stages[{i}].{field}", stage.get(field)

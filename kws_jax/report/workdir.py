@@ -59,7 +59,7 @@ class Run:
 
     @property
     def keywords(self) -> list[str]:
-        """The keywords of the config, which writes them comma-separated or as a list."""
+        """The keywords of the config, comma-separated or a list there."""
         words = (self.config.get("data") or {}).get("keywords") or ""
         words = words.split(",") if isinstance(words, str) else words
         return [word for word in (str(w).strip() for w in words) if word]
@@ -93,9 +93,10 @@ class Run:
         return sorted(rows, key=lambda m: self.stages.index(m.stage))
 
     def final(self) -> Iterator[Measure]:
-        """The test measures of the final stage."""
+        """The finite test measures of the final stage."""
         for measure in self.results:
-            if measure.split == "test" and measure.stage == self.final_stage:
+            here = measure.split == "test" and measure.stage == self.final_stage
+            if here and math.isfinite(measure.value):
                 yield measure
 
     def noise(self) -> dict[str, list[tuple[float, Measure]]]:

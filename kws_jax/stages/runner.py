@@ -103,7 +103,7 @@ def best_state(parts: Setup, index: int, folder: Path, like: TrainState) -> Trai
     restored = checkpoints.restore_best(like)
     checkpoints.close()
     if restored is None:
-        raise UserError(f"{where} holds no finished checkpoint; run kws_jax.main again.")
+        raise UserError(f"{where} holds no checkpoint; run kws_jax.main again.")
     return restored[0]
 
 

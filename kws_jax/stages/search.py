@@ -1,8 +1,8 @@
-"""Stage "search": weights and architecture of a supernet, each on its half of the data."""
+"""Stage "search": a supernet learns weights and architecture on halves of the data."""
 
 import functools
-import math
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,18 @@ from ml_collections import ConfigDict
 
 from kws_jax.data.corpus import Split
 from kws_jax.evaluation.metrics import result
+from kws_jax.models.genotype import save_genotype
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts
+from kws_jax.search import methods
 from kws_jax.search.bilevel import make_search_step
-from kws_jax.search.methods import SearchMethod
-from kws_jax.search.methods import create_method as _create_method
-from kws_jax.search.space import SearchSpace, scaled_space
+from kws_jax.search.methods import Darts
+from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
 from kws_jax.stages import networks, runner
 from kws_jax.stages.train import features_for_training
 from kws_jax.training.logs import JsonLines
+from kws_jax.training.loop import StagePlan
 from kws_jax.training.optimizers import create_optimizer
 from kws_jax.training.state import (
     ARCHITECTURE,
@@ -33,22 +35,27 @@ from kws_jax.training.step import LossFn, accuracy
 
 PyTree = Any
 ARCHITECTURE_LOG = "architecture.jsonl"
+# TC-ResNet14 at width 1 (papers: TC-ResNet; AutoKWS, Fig. 2).
+_STEM_CHANNELS, _CHANNELS = 16, (24, 24, 32, 32, 48, 48)
 
 
 def create_space(parts: Parts) -> SearchSpace:
-    """The search space of the config.
+    """The search space of the config: TC-ResNet14's skeleton at a width.
 
     Raises:
       UserError: for settings that the space does not have.
     """
     search = parts.config.search
-    return scaled_space(
-        search.width, shortcut=search.shortcut, se_reduction=search.se_reduction
+    return SearchSpace(
+        channels=tuple(int(c * search.width) for c in _CHANNELS),
+        stem_channels=int(_STEM_CHANNELS * search.width),
+        shortcut=search.shortcut,
+        se_reduction=search.se_reduction,
     )
 
 
-def create_method(parts: Parts) -> SearchMethod:
-    """The search method of the config, over its space.
+def create_method(parts: Parts) -> Darts:
+    """The search method of the config.
 
     Raises:
       UserError: for an unknown method or setting.
@@ -59,11 +66,9 @@ def create_method(parts: Parts) -> SearchMethod:
             "threshold": search.threshold,
             "zero_one_weight": search.zero_one_weight,
         },
-        "noisydarts": {"noise_factor": search.noise_factor},
+        "noisydarts": {"skip_noise": search.skip_noise},
     }
-    return _create_method(
-        search.method, create_space(parts), **settings.get(search.method, {})
-    )
+    return methods.create_method(search.method, **settings.get(search.method, {}))
 
 
 def halves(split: Split, seed: int) -> tuple[Split, Split]:
@@ -77,9 +82,9 @@ def halves(split: Split, seed: int) -> tuple[Split, Split]:
 
 
 def search_loss(
-    parts: Parts, stage: ConfigDict, supernet: SuperNet, method: SearchMethod
+    parts: Parts, stage: ConfigDict, supernet: SuperNet, method: Darts
 ) -> LossFn:
-    """Cross-entropy of the supernet, plus what the method adds for the architecture."""
+    """Cross-entropy of the supernet under the method's weights, as a LossFn."""
 
     def loss_fn(
         trees: dict[str, PyTree], batch_stats: PyTree, batch: Any, key: jax.Array
@@ -101,8 +106,7 @@ def search_loss(
             "loss": loss,
             "accuracy": accuracy(logits, batch["label"], batch["mask"]),
         }
-        total = loss + method.regulariser(trees[ARCHITECTURE])
-        return total, (measures, updated["batch_stats"])
+        return loss, (measures, updated["batch_stats"])
 
     return loss_fn
 
@@ -129,7 +133,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         folder,
         _initial_state(parts, supernet, method, transformations),
         plan=plan,
-        step_fn=_step_fn(parts, index, supernet, method, transformations, plan, schedule),
+        step_fn=_step_fn(parts, index, supernet, method, transformations, plan),
         batches_from=functools.partial(
             _paired_batches, parts, stage, weights_half, architecture_half
         ),
@@ -141,12 +145,100 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         ),
         schedule=schedule,
         logs=(log,),
-        after_validation=functools.partial(_log_architecture, method, log, plan),
+        after_validation=functools.partial(
+            _log_architecture, method, supernet.space, log, plan
+        ),
     )
-    genotype = method.derive(jax.device_get(state.trees[ARCHITECTURE]))
+    architecture_weights = jax.device_get(state.trees[ARCHITECTURE])
+    genotype = method.derive(architecture_weights, supernet.space)
     if jax.process_index() == 0:
-        genotype.save(folder / networks.GENOTYPE_FILE)
+        save_genotype(genotype, folder / networks.GENOTYPE_FILE)
     return [
         result(stage.name, "train", "clean", "seconds", notes["seconds"], None, 1),
         runner.validation_row(parts, stage.name, notes),
     ]
+
+
+def _initial_state(
+    parts: Parts, supernet: SuperNet, method: Darts, transformations: dict[str, Any]
+) -> TrainState:
+    weights_key, architecture_key = jax.random.split(jax.random.key(parts.config.seed))
+    architecture = supernet.space.init_architecture(architecture_key)
+    variables = supernet.init(
+        weights_key,
+        networks.sample_features(parts),
+        method.op_weights(architecture),
+        train=False,
+    )
+    params, batch_stats = networks.split_variables(variables)
+    trees = {WEIGHTS: params, ARCHITECTURE: architecture}
+    return create_train_state(trees, batch_stats, transformations)
+
+
+def _step_fn(
+    parts: Parts,
+    index: int,
+    supernet: SuperNet,
+    method: Darts,
+    transformations: dict[str, Any],
+    plan: StagePlan,
+) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
+    """The jitted search step; during the warm-up the architecture stands still."""
+    stage = parts.config.stages[index]
+    loss_fn = search_loss(parts, stage, supernet, method)
+    key = runner.stage_key(parts, index)
+    warm_up = round(stage.warmup_epochs * plan.steps_per_epoch)
+
+    def jitted(update_architecture: bool) -> Any:
+        step = make_search_step(
+            loss_fn,
+            transformations,
+            order=parts.config.search.order,
+            update_architecture=update_architecture,
+            regulariser=method.regulariser,
+        )
+        return jax.jit(
+            lambda state, weights, architecture: step(
+                state, weights, architecture, jax.random.fold_in(key, state.step)
+            ),
+            donate_argnums=0,
+        )
+
+    steps = {update: jitted(update) for update in (False, True)}
+
+    def step_fn(state: TrainState, batches: Any) -> tuple[TrainState, Any]:
+        number, *halves_of_batch = batches
+        return steps[number >= warm_up](state, *halves_of_batch)
+
+    return step_fn
+
+
+def _paired_batches(
+    parts: Parts, stage: ConfigDict, first: Split, second: Split, start_step: int
+) -> Iterator[tuple[int, Any, Any]]:
+    """Step number, batch for the weights and batch for the architecture."""
+    return zip(
+        itertools.count(start_step),
+        parts.train_batches(first, stage, start_step),
+        parts.train_batches(second, stage, start_step),
+    )
+
+
+def _log_architecture(
+    method: Darts,
+    space: SearchSpace,
+    log: JsonLines,
+    plan: StagePlan,
+    step: int,
+    state: TrainState,
+) -> None:
+    if jax.process_index() != 0:
+        return
+    weights = jax.device_get(method.op_weights(state.trees[ARCHITECTURE]))
+    log.append(
+        stage=plan.name,
+        step=step,
+        epoch=step / plan.steps_per_epoch,
+        ops=space.candidates,
+        weights=[layer.tolist() for layer in weights],
+    )

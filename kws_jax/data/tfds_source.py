@@ -1,0 +1,258 @@
+"""Speech Commands through TensorFlow Datasets: downloaded, prepared and stored once."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kws_jax.data import store
+from kws_jax.data.corpus import (
+    SILENCE,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Corpus,
+    Recording,
+)
+
+from kws_jax.data.splits import divide_background
+from kws_jax.errors import UserError, nearest
+
+ARCHIVE_URL = "http://download.tensorflow.org/data/speech_commands_v{}.tar.gz"
+VERSIONS = ("0.01", "0.02")
+_TIMEOUT_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Builder:
+    """A TFDS builder: its name, config and version, and what it can give."""
+
+    tfds_name: str
+    config: str
+    stock: bool = False
+
+
+_BUILDERS = {
+    ("stock", "0.02"): _Builder("speech_commands", "", stock=True),
+    ("12", "0.01"): _Builder("kws_speech_commands", "v1_12"),
+    ("12", "0.02"): _Builder("kws_speech_commands", "v2_12"),
+    ("words", "0.01"): _Builder("kws_speech_commands", "v1_30"),
+    ("words", "0.02"): _Builder("kws_speech_commands", "v2_35"),
+}
+
+
+def open_tfds(
+    data_dir: str = "",
+    *,
+    version: str = "0.02",
+    builder: str = "words",
+    cache_dir: str = "",
+    download: bool = True,
+    progress: store.Progress | None = None,
+) -> Corpus:
+    """Opens Speech Commands from TFDS; the first time it is downloaded and stored.
+
+    Builders: "words" has a word a clip and whole background recordings, divided by
+    `divide_background`; "12" has the twelve labels as words, with silence as clips and
+    TFDS's division of the background (`running_tap` for validation, none for testing);
+    "stock" is TFDS's own `speech_commands` 0.0.3, the same as "12" for version 0.02
+    without speakers and file names: every clip is its own speaker, and its training
+    silence clips are the background recordings.
+
+    Args:
+      data_dir: folder of TFDS, "" for its default (~/tensorflow_datasets).
+      version: "0.01" or "0.02" of Speech Commands.
+      builder: "words", "12" or "stock".
+      cache_dir: where stores are kept, see `store.cache_root`.
+      download: whether what is missing may be downloaded.
+      progress: called with (clips done, all clips) while the store is written.
+
+    Raises:
+      UserError: nothing is prepared and it cannot be downloaded (no network, or
+        `download` is False), an unknown version or builder, a full disk.
+    """
+    chosen = _choose(builder, version)
+    place = hashlib.sha256(str(Path(data_dir).resolve() if data_dir else "").encode())
+    name = "-".join(
+        part
+        for part in ("tfds", chosen.tfds_name, chosen.config, place.hexdigest()[:12])
+        if part
+    )
+    path = store.cache_root(cache_dir) / name
+    if not path.exists():
+        source = _prepared_builder(chosen, version, data_dir, download)
+        _convert(source, path, stock=chosen.stock, progress=progress)
+    return store.open_store(path)
+
+
+def _choose(builder: str, version: str) -> _Builder:
+    if version not in VERSIONS:
+        raise UserError(
+            f"unknown version {version!r} of Speech Commands; {nearest(version, VERSIONS)}"
+        )
+    builders = sorted({name for name, _ in _BUILDERS})
+    if builder not in builders:
+        raise UserError(
+            f"unknown TFDS builder {builder!r}; {nearest(builder, builders)}"
+        )
+    if (builder, version) not in _BUILDERS:
+        raise UserError(
+            f"TFDS's own builder has no version {version}. Choose builder '12' or 'words'"
+        )
+    return _BUILDERS[builder, version]
+
+
+def _prepared_builder(
+    chosen: _Builder, version: str, data_dir: str, download: bool
+) -> Any:
+    """The TFDS builder, its data downloaded and prepared; nothing is tried in vain."""
+    import tensorflow_datasets as tfds
+
+    if chosen.stock:
+        source = tfds.builder(chosen.tfds_name, data_dir=data_dir or None)
+    else:
+        from kws_jax.data.speech_commands_builder import KwsSpeechCommands
+
+        source = KwsSpeechCommands(config=chosen.config, data_dir=data_dir or None)
+    if source.is_prepared():
+        return source
+    missing = f"Speech Commands {version} is not prepared in {source.data_dir}"
+    if not download:
+        raise _no_data(f"{missing}, and downloading is switched off")
+    reason = unreachable(ARCHIVE_URL.format(version))
+    if reason:
+        raise _no_data(f"{missing}, and it cannot be downloaded: {reason}")
+    if chosen.stock and not importlib.util.find_spec("pydub"):
+        raise UserError(
+            "TFDS's own speech_commands builder needs pydub to prepare its data. "
+            "Install pydub, or use builder '12', which holds the same clips without it"
+        )
+    try:
+        source.download_and_prepare()
+    except OSError as error:
+        raise UserError(
+            f"Speech Commands cannot be prepared in {source.data_dir}: {error}. Make "
+            "room there, or choose another folder with --config.data.dir=…"
+        ) from error
+    except (
+        tfds.download.DownloadError,
+        tfds.download.NonMatchingChecksumError,
+    ) as error:
+        raise _no_data(f"{missing}, and its download failed: {error}") from error
+    return source
+
+
+def unreachable(url: str) -> str:
+    """Why `url` cannot be downloaded, "" where it can; an answer within seconds.
+
+    TFDS itself would try again and again for minutes.
+    """
+    result = [f"no answer from {url} within {_TIMEOUT_SECONDS:.0f} s"]
+
+    def ask() -> None:
+        request = urllib.request.Request(url, method="HEAD")
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS):
+                result[0] = ""
+        except urllib.error.HTTPError as error:
+            result[0] = f"{url} answers {error.code} {error.reason}"
+        except OSError as error:
+            result[0] = f"{url} is out of reach ({getattr(error, 'reason', error)})"
+
+    # A thread, since the look-up of a host name knows no time-out.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_TIMEOUT_SECONDS)
+    return result[0]
+
+
+def _no_data(reason: str) -> UserError:
+    return UserError(
+        f"{reason}.\nTwo ways out:\n"
+        "  clips of your own in WORD/*.wav: "
+        "--config.data.source=folder --config.data.dir=…\n"
+        "  speech made on this machine:     --config=configs/autokws.py:demo"
+    )
+
+
+def _convert(
+    source: Any, path: Path, *, stock: bool, progress: store.Progress | None
+) -> None:
+    """Writes the store from a prepared builder."""
+    splits = {
+        split: source.as_dataset(split=split, shuffle_files=False) for split in SPLITS
+    }
+    total = sum(len(dataset) for dataset in splits.values())
+    read = _stock_clips if stock else _own_clips
+    labels = source.info.features["label"]
+    # Filled while the clips are read; the store looks at it when they are consumed.
+    background: dict[str, list[Recording]] = {split: [] for split in SPLITS}
+    noise: dict[str, list[Recording]] = {"seen": background[TRAIN], "unseen": []}
+    if not stock:
+        _add_recordings(source, background)
+
+    def clips() -> Iterator[store.Clip]:
+        done = 0
+        for split, dataset in splits.items():
+            for clip in read(dataset, split, labels):
+                if stock and clip[1] == SILENCE and split != TEST:
+                    background[split].append(Recording(clip[0], store.fit(clip[4])))
+                yield clip
+                done += 1
+                if progress:
+                    progress(done, total)
+
+    store.write_store(
+        path, clips(), background, noise, {"builder": source.info.full_name}
+    )
+
+
+def _own_clips(dataset: Any, split: str, labels: Any) -> Iterator[store.Clip]:
+    import tensorflow_datasets as tfds
+
+    for example in tfds.as_numpy(dataset):
+        # The test archive has the same file names as the main one.
+        name = f"{split}/{example['name'].decode()}"
+        label = labels.int2str(int(example["label"]))
+        yield name, label, example["speaker"].decode(), split, example["audio"]
+
+
+def _stock_clips(dataset: Any, split: str, labels: Any) -> Iterator[store.Clip]:
+    import tensorflow_datasets as tfds
+
+    for i, example in enumerate(tfds.as_numpy(dataset)):
+        name = f"{split}/{i}"
+        label = labels.int2str(int(example["label"]))
+        yield name, label, name, split, np.asarray(example["audio"], np.int16)
+
+
+def _add_recordings(source: Any, background: dict[str, list[Recording]]) -> None:
+    """Divides the whole recordings of our own builders among the splits."""
+    import tensorflow_datasets as tfds
+
+    from kws_jax.data.speech_commands_builder import (
+        BACKGROUND_SPLIT,
+        VALIDATION_RECORDING,
+    )
+
+    dataset = source.as_dataset(split=BACKGROUND_SPLIT, shuffle_files=False)
+    recordings = [
+        Recording(os.path.basename(example["name"].decode()), example["audio"])
+        for example in tfds.as_numpy(dataset)
+    ]
+    if not source.builder_config.twelve:
+        for split, members in divide_background(recordings).items():
+            background[split].extend(members)
+        return
+    for recording in sorted(recordings, key=lambda recording: recording.name):
+        held_out = recording.name == VALIDATION_RECORDING
+        background[VALIDATION if held_out else TRAIN].append(recording)

@@ -17,10 +17,8 @@ def data() -> ConfigDict:
             "dir": "",
             # Prepared data and compiled programs; '' is ~/.cache/kws_jax.
             "cache_dir": "",
-            # For 'tfds': 'speech_commands' (TFDS's own, v0.02, 12 labels) or one of
-            # the project's builders, 'speech_commands_v1' and 'speech_commands_v2'.
-            "builder": "speech_commands",
-            # A named protocol, or 'auto': 'tfds-12' for TFDS, else 'custom'.
+            # A named protocol (kws_jax/data/protocols.py), or 'auto': 'tfds-12' for
+            # TFDS, else 'custom'.
             "protocol": "auto",
             # Comma-separated.
             "keywords": TEN_KEYWORDS,

@@ -1,6 +1,7 @@
 """An experiment from its config to its report: stages, final test, results."""
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from rich.console import Console
 
 from kws_jax import config as configs
 from kws_jax.errors import UserError
+from kws_jax.data import pipeline
 from kws_jax.evaluation import testing
-from kws_jax.parts import LABELS_FILE, Parts, build_parts, load_setup
+from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
 from kws_jax.report.page import write_report
 from kws_jax.report.terminal import print_results, print_summary
 from kws_jax.stages import dispatch
@@ -31,8 +33,8 @@ def run(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
     folder = Path(workdir)
     parts = build_parts(config, console)
     dispatch.check(parts, folder)
-    claim_workdir(config, folder)
-    write_json(folder / LABELS_FILE, parts.labels)
+    claim_workdir(parts, folder)
+    _print_pipeline_speed(parts, console)
     rows: list[dict[str, Any]] = []
     for index in range(len(config.stages)):
         rows += dispatch.run(parts, index, folder)
@@ -45,18 +47,36 @@ def run(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
     return rows
 
 
-def claim_workdir(config: ConfigDict, folder: Path) -> None:
+def _print_pipeline_speed(parts: Parts, console: Console) -> None:
+    """Tells what the input pipeline delivers alone, the upper limit of training."""
+    stage = parts.config.stages[-1]
+    batches = parts.host_batches(parts.task.train, stage, start_step=0)
+    speed = pipeline.measure_throughput(batches, count=20)
+    console.print(f"Input pipeline alone: {speed:,.0f} clips/s")
+
+
+def claim_workdir(parts: Parts, folder: Path) -> None:
     """Makes `folder` this experiment's, or finds that it is already.
 
     Raises:
-      UserError: where it holds another experiment or cannot be written.
+      UserError: where it holds another experiment, or the same on data that has changed
+        since, or cannot be written.
     """
+    task = {"labels": list(parts.labels), "fingerprint": parts.fingerprint}
     if (folder / "config.json").exists():
-        configs.check_same(config, configs.load_workdir(folder), folder)
-        return
-    with saving(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(configs.to_json(config))
+        configs.check_same(parts.config, configs.load_workdir(folder), folder)
+        if (folder / TASK_FILE).exists():
+            stored = json.loads((folder / TASK_FILE).read_text())
+            if stored != task:
+                raise UserError(
+                    f"--workdir={folder} was started on other data (other clips or "
+                    "labels); choose another --workdir, or restore the data."
+                )
+    if jax.process_index() == 0:
+        with saving(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "config.json").write_text(configs.to_json(parts.config))
+        write_json(folder / TASK_FILE, task)
 
 
 def evaluate(config: ConfigDict, folder: Path, output: str) -> list[dict[str, Any]]:
@@ -107,6 +127,7 @@ def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any
             folder / "evaluation.json",
             {"labels": parts.labels, "confusion": confusion},
         )
+        arrays: dict[str, Any] = dict(predictions)
         with saving(folder / "predictions.npz"):
-            np.savez_compressed(folder / "predictions.npz", **predictions)
+            np.savez_compressed(folder / "predictions.npz", **arrays)
     return rows

@@ -1,8 +1,9 @@
 """The parts that all stages of an experiment share, made from its config."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
+from rich.progress import Progress
 
 from kws_jax import config as configs
 from kws_jax.data import pipeline, protocols, sources
@@ -22,7 +24,7 @@ from kws_jax.frontends.registry import Frontend, create_frontend
 from kws_jax.training import sharding
 
 SEEN, UNSEEN = "seen", "unseen"
-LABELS_FILE = "labels.json"
+TASK_FILE = "task.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Parts(Setup):
     """What all stages share: the setup, and the task with its noises."""
 
     task: Task
+    fingerprint: str
     background: NoiseBank | None
     noise: dict[str, NoiseBank]
     reference_rms: float
@@ -48,7 +51,14 @@ class Parts(Setup):
         self, split: Split, stage: ConfigDict, start_step: int
     ) -> Iterator[dict[str, jax.Array]]:
         """Endless sharded batches of `split` under the stage's condition."""
-        batches = pipeline.train_batches(
+        for batch in self.host_batches(split, stage, start_step):
+            yield sharding.shard(batch, self.mesh)
+
+    def host_batches(
+        self, split: Split, stage: ConfigDict, start_step: int
+    ) -> Iterator[pipeline.Batch]:
+        """This process's share of `train_batches`, before it reaches the devices."""
+        return pipeline.train_batches(
             split,
             Condition(**stage.condition.to_dict()),
             batch_size=stage.batch_size,
@@ -58,7 +68,6 @@ class Parts(Setup):
             threads=self.config.data.threads,
             **self._mixing(),
         )
-        return (sharding.shard(batch, self.mesh) for batch in batches)
 
     def eval_batches(
         self, split: Split, condition: Condition, noise: NoiseBank | None = None
@@ -95,22 +104,22 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
       UserError: for data or settings that do not fit.
     """
     data = config.data
-    console.print(f"Data: opening {data.source} {data.dir}".rstrip())
-    corpus = sources.open_corpus(
-        data.source,
-        data_dir=data.dir,
-        cache_dir=data.cache_dir,
-        builder=data.builder,
-        skip_corrupt=data.skip_corrupt,
-        validation_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
-        clips_per_word=data.clips_per_word,
-        seed=data.seed,
-    )
     protocol = data.protocol
     if protocol == "auto":
-        stock = data.source == "tfds" and data.builder == "speech_commands"
-        protocol = "tfds-12" if stock else "custom"
+        protocol = "tfds-12" if data.source == "tfds" else "custom"
+    console.print(f"Data: opening {data.source} {data.dir}".rstrip())
+    with _preparation(console) as progress:
+        corpus = sources.open_corpus(
+            data.source,
+            data_dir=data.dir,
+            cache_dir=data.cache_dir,
+            protocol=protocol,
+            skip_corrupt=data.skip_corrupt,
+            validation_fraction=data.validation_fraction,
+            test_fraction=data.test_fraction,
+            synthetic={"clips_per_word": data.clips_per_word, "seed": data.seed},
+            progress=progress,
+        )
     unknown = data.unknown_percent
     task = protocols.build_task(
         corpus,
@@ -131,6 +140,7 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         frontend=_frontend(config),
         mesh=sharding.data_mesh(),
         task=task,
+        fingerprint=corpus.fingerprint,
         background=_bank(corpus.background.get(TRAIN, ())),
         noise=_noise_banks(data, corpus.noise),
         reference_rms=pipeline.median_rms(task.train, keywords),
@@ -144,18 +154,30 @@ def load_setup(folder: Path) -> Setup:
       UserError: where the workdir holds no experiment.
     """
     config = configs.load_workdir(folder)
-    labels = folder / LABELS_FILE
-    if not labels.exists():
+    task = folder / TASK_FILE
+    if not task.exists():
         raise UserError(
-            f"{folder} holds no {LABELS_FILE}: the experiment stopped before its first "
+            f"{folder} holds no {TASK_FILE}: the experiment stopped before its first "
             "stage. Run kws_jax.main with this --workdir first."
         )
     return Setup(
         config=config,
-        labels=tuple(json.loads(labels.read_text())),
+        labels=tuple(json.loads(task.read_text())["labels"]),
         frontend=_frontend(config),
         mesh=sharding.data_mesh(),
     )
+
+
+@contextlib.contextmanager
+def _preparation(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Shows how far the preparation of data is, if there is any to do."""
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("preparing", visible=False)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=True)
+
+        yield progress
 
 
 def _frontend(config: ConfigDict) -> Frontend:

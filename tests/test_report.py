@@ -16,8 +16,7 @@ from kws_jax.report import network_drawing
 from kws_jax.report.chart import Scale
 from kws_jax.report.markup import Markup, tag
 from kws_jax.report.page import write_report
-from kws_jax.report.terminal import print_summary, progress_bar
-from kws_jax.report.workdir import read_run
+from kws_jax.report.terminal import print_results, print_summary, progress_bar
 
 WORDS = ["yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go"]
 LABELS = [*WORDS, "_unknown_", "_silence_"]
@@ -400,8 +399,21 @@ def test_terminal_prints_names_without_reading_markup(tmp_path):
     workdir = make_workdir(tmp_path)
     edit(workdir, "config.json", lambda c: c.update(name="[red]x[/]"))
     console = recorder()
-    print_summary(read_run(workdir), console)
+    print_summary(workdir, console)
     assert "[red]x[/]" in console.file.getvalue()
+
+
+def test_results_alone_print_the_same_table(finished):
+    workdir, _ = finished
+    whole, alone = recorder(), recorder()
+    print_summary(workdir, whole)
+    print_results(json.loads((workdir / "results.json").read_text()), alone)
+    tables = [
+        [line for line in console.file.getvalue().splitlines() if "│" in line]
+        for console in (whole, alone)
+    ]
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 11  # clean, and two kinds of noise at five SNRs
 
 
 class Clock:

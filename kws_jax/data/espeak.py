@@ -3,8 +3,9 @@
 espeak-ng keeps the phase of its oscillators and its random numbers from one word to the
 next, and is one per process. So `speak` runs a fresh child process that says all its
 words in order: the same requests give the same samples, whatever was said before. The
-child is this module run as a program (`python -m kws_jax.data.espeak`): requests as JSON
-on its standard input, and for each one a 4-byte length and int16 samples on its output.
+child is this module run as a program (`python -m kws_jax.data.espeak`): requests as
+JSON on its standard input, and for each one a 4-byte length and int16 samples on its
+output.
 """
 
 import ctypes
@@ -18,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -74,37 +75,35 @@ def speak(utterances: Sequence[Utterance]) -> Iterator[np.ndarray]:
     Raises:
       UserError: espeak-ng cannot be loaded, or does not know a voice.
     """
-    requests = json.dumps([dataclasses.asdict(u) for u in utterances]).encode()
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     with (
+        tempfile.TemporaryFile() as requests,
         tempfile.TemporaryFile() as messages,
-        subprocess.Popen(
+    ):
+        requests.write(json.dumps([dataclasses.asdict(u) for u in utterances]).encode())
+        requests.seek(0)
+        with subprocess.Popen(
             [sys.executable, "-m", "kws_jax.data.espeak"],
-            stdin=subprocess.PIPE,
+            stdin=requests,
             stdout=subprocess.PIPE,
             stderr=messages,
             env={**os.environ, "PYTHONPATH": path},
-        ) as child,
-    ):
-        assert child.stdin is not None
-        assert child.stdout is not None
-        try:
-            # The child reads all of its input before it writes, so neither side waits.
-            child.stdin.write(requests)
-            child.stdin.close()
-            for _ in utterances:
-                yield _receive(child.stdout)
-        except (EOFError, BrokenPipeError) as error:
-            child.wait()
-            messages.seek(0)
-            lines = messages.read().decode(errors="replace").strip().splitlines()
-            raise _unusable(lines[-1] if lines else "it ended early") from error
-        finally:
-            child.kill()
+        ) as child:
+            assert child.stdout is not None
+            try:
+                for _ in utterances:
+                    yield _receive(child.stdout)
+            except EOFError as error:
+                child.wait()
+                messages.seek(0)
+                lines = messages.read().decode(errors="replace").strip().splitlines()
+                raise _unusable(lines[-1] if lines else "it ended early") from error
+            finally:
+                child.kill()
 
 
-def _receive(stream: BinaryIO | Any) -> np.ndarray:
+def _receive(stream: IO[bytes]) -> np.ndarray:
     header = stream.read(_LENGTH.size)
     if len(header) < _LENGTH.size:
         raise EOFError
@@ -117,8 +116,8 @@ def _receive(stream: BinaryIO | Any) -> np.ndarray:
 
 def _unusable(reason: str) -> UserError:
     return UserError(
-        f"espeak-ng, which makes the synthetic speech, cannot be used: {reason}. Install"
-        f" it with `pip install {_PACKAGE}`, or take real speech with"
+        f"espeak-ng, which makes the synthetic speech, cannot be used: {reason}."
+        f" Install it with `pip install {_PACKAGE}`, or take real speech with"
         " --config.data.source=folder or tfds."
     )
 

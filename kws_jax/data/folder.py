@@ -78,8 +78,9 @@ def open_folder(
         validation_fraction + test_fraction >= 1
     ):
         raise UserError(
-            "config.data.validation_fraction and config.data.test_fraction must be 0 or "
-            f"more and together below 1, not {validation_fraction} and {test_fraction}"
+            "config.data.validation_fraction and config.data.test_fraction must be 0 "
+            "or more and together below 1, not "
+            f"{validation_fraction} and {test_fraction}"
         )
     listing = _list_folder(Path(directory))
     fractions = (validation_fraction, test_fraction)

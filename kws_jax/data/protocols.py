@@ -1,8 +1,8 @@
-"""Protocols: which words are labels, what unknown and silence are, how much of each.
+"""Protocols: which words are labels, what unknown and silence are, and how much.
 
-The ten-keyword protocols follow the script of TensorFlow's `speech_commands` example: in
-each split, of n keyword clips, ceil(n · 10 %) further clips of other words are "unknown"
-and as many clips of silence are added. On the official archives that gives
+The ten-keyword protocols follow the script of TensorFlow's `speech_commands` example:
+in each split, of n keyword clips, ceil(n · 10 %) further clips of other words are
+"unknown" and as many rows of silence are added. On the official archives that gives
 
     protocol   train   validation  test
     v1-12      22,246  3,093       3,081   (1,854 / 258 / 257 unknown, silence the same)
@@ -50,8 +50,8 @@ class Protocol:
         background recordings times a volume from U(0, 1), as in TensorFlow's script,
         fixed for each row.
       prepared: unknown and silence are clips of the corpus already.
-      version: version of Speech Commands that the protocol is defined on, "" for any.
-      builder: which TFDS builder delivers it, see `tfds_source.open_tfds`.
+      builders: the TFDS builders that it is defined on, the usual one first; empty for
+        any (see `tfds_source.open_tfds`).
     """
 
     keywords: tuple[str, ...] = GOOGLE_TEN
@@ -59,19 +59,21 @@ class Protocol:
     silence_percent: float = 10.0
     silence: str = ZEROS
     prepared: bool = False
-    version: str = ""
-    builder: str = "words"
+    builders: tuple[str, ...] = ()
 
 
 _ALL = Protocol(ALL_WORDS, unknown_percent=0.0, silence_percent=0.0)
 PROTOCOLS = {
-    "v1-12": Protocol(version="0.01"),
-    "v2-12": Protocol(version="0.02"),
-    "tfds-12": Protocol(prepared=True, version="0.02", builder="12"),
-    "v1-30": dataclasses.replace(_ALL, version="0.01"),
-    "v2-35": dataclasses.replace(_ALL, version="0.02"),
+    "v1-12": Protocol(builders=("speech_commands_v1",)),
+    "v2-12": Protocol(builders=("speech_commands_v2",)),
+    "tfds-12": Protocol(
+        prepared=True,
+        builders=("speech_commands", "speech_commands_v2_12", "speech_commands_v1_12"),
+    ),
+    "v1-30": dataclasses.replace(_ALL, builders=("speech_commands_v1",)),
+    "v2-35": dataclasses.replace(_ALL, builders=("speech_commands_v2",)),
     "all": _ALL,
-    "custom": Protocol(silence=BACKGROUND, version="0.02"),
+    "custom": Protocol(silence=BACKGROUND),
 }
 
 
@@ -150,8 +152,8 @@ def _check(rule: Protocol, corpus: Corpus, protocol: str) -> None:
     known = _spoken(corpus)
     if not rule.keywords:
         raise UserError(
-            "config.data.keywords is empty. Name the words to be told apart; this source "
-            f"has {', '.join(known)}"
+            "config.data.keywords is empty. Name the words to be told apart; this "
+            f"source has {', '.join(known)}"
         )
     if len(set(rule.keywords)) < len(rule.keywords):
         raise UserError(f"config.data.keywords names a word twice: {rule.keywords}")
@@ -196,15 +198,15 @@ def _build_split(
     empty = sorted(set(named) - set(corpus.words[rows].tolist()))
     if rule.prepared and {UNKNOWN, SILENCE} & set(empty):
         raise UserError(
-            f"this protocol takes {UNKNOWN} and {SILENCE} from the source, whose {split} "
-            f"split has no {', '.join(empty)}. Set --config.data.source=tfds, or another "
-            f"config.data.protocol: {', '.join(PROTOCOLS)}"
+            f"this protocol takes {UNKNOWN} and {SILENCE} from the source, but its "
+            f"{split} split has no {', '.join(empty)}. Set --config.data.source=tfds, "
+            f"or another config.data.protocol: {', '.join(PROTOCOLS)}"
         )
     if empty:
         raise UserError(
-            f"the {split} split has no clips of {', '.join(empty)}. Every label needs at "
-            "least one clip in every split: add clips, change config.data.keywords, or "
-            "change the lists or fractions that make the splits"
+            f"the {split} split has no clips of {', '.join(empty)}. Every label needs "
+            "at least one clip in every split: add clips, change config.data.keywords, "
+            "or change the lists or fractions that make the splits"
         )
     if rule.prepared:
         return _make_split(corpus, split, rows, row_labels, 0, rule.silence, seed)
@@ -243,9 +245,8 @@ def _choose_unknown(
     if not len(others) or wanted > len(others):
         raise UserError(
             f"the {split} split has {len(others)} clips of words that are no keywords, "
-            f"but {max(wanted, 1)} are wanted as {UNKNOWN}. Lower "
-            "config.data.unknown_percent, set it to None to take all there are, or to 0 "
-            f"to do without {UNKNOWN}"
+            f"but {max(wanted, 1)} are wanted as {UNKNOWN}. Add clips of other words, "
+            "lower config.data.unknown_percent, or set it to 0 to do without the label"
         )
     if percent is None:
         return others

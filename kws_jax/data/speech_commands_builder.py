@@ -1,4 +1,4 @@
-"""TFDS builders for both versions of Speech Commands, with 12 labels and with all words.
+"""TFDS builders for both versions of Speech Commands, 12 labels or all words.
 
     config   labels                                        train   validation  test
     v1_12    ten keywords, _silence_, _unknown_            from Google's 0.01 archives
@@ -10,8 +10,9 @@ Splits follow the archive's `validation_list.txt` and `testing_list.txt`; the te
 of the 12-label configs is Google's separate, balanced test archive. Every config has a
 further split `background`: the long recordings as they are, without a label (-1).
 
-Unlike TFDS's builder these read WAV with soundfile (no pydub, no ffmpeg), and keep each
-clip's word, speaker and file name. Importing this module imports TensorFlow Datasets.
+They keep each clip's word, speaker and file name, which TFDS's own builder does not.
+`StockSpeechCommands` is that builder, reading WAV with soundfile instead of pydub.
+Importing this module imports TensorFlow Datasets.
 
 Reference: Warden 2018, arXiv 1804.03209.
 """
@@ -36,9 +37,9 @@ VALIDATION_RECORDING = "running_tap.wav"
 KEYWORDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")
 # fmt: off
 WORDS_V1 = (
-    "bed", "bird", "cat", "dog", "down", "eight", "five", "four", "go", "happy", "house",
-    "left", "marvin", "nine", "no", "off", "on", "one", "right", "seven", "sheila", "six",
-    "stop", "three", "tree", "two", "up", "wow", "yes", "zero",
+    "bed", "bird", "cat", "dog", "down", "eight", "five", "four", "go", "happy",
+    "house", "left", "marvin", "nine", "no", "off", "on", "one", "right", "seven",
+    "sheila", "six", "stop", "three", "tree", "two", "up", "wow", "yes", "zero",
 )
 # fmt: on
 WORDS_V2 = tuple(
@@ -48,7 +49,7 @@ WORDS_V2 = tuple(
 _SITE = "http://download.tensorflow.org/data/"
 _ARCHIVE = _SITE + "speech_commands_v{}.tar.gz"
 _TEST_ARCHIVE = _SITE + "speech_commands_test_set_v{}.tar.gz"
-_KNOWN_ARCHIVES = {
+_SIZES_AND_HASHES = {
     _ARCHIVE.format("0.01"): (
         1_489_096_277,
         "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
@@ -61,6 +62,11 @@ _KNOWN_ARCHIVES = {
         112_563_277,
         "cc2a00c1147c2254e9be3fa0f779d8c17421dc349b86366567a8edfa9acd51df",
     ),
+}
+# Takes the place of TFDS's checksum file, which would have to lie in the package.
+_URL_INFOS = {
+    url: checksums.UrlInfo(size, sha256, posixpath.basename(url))
+    for url, (size, sha256) in _SIZES_AND_HASHES.items()
 }
 
 
@@ -91,11 +97,7 @@ class KwsSpeechCommands(tfds.core.GeneratorBasedBuilder):
         SpeechCommandsConfig("v1_30", "0.01", WORDS_V1),
         SpeechCommandsConfig("v2_35", "0.02", WORDS_V2),
     ]
-    # Takes the place of TFDS's checksum file, which would have to lie in the package.
-    url_infos = {
-        url: checksums.UrlInfo(size, checksum, posixpath.basename(url))
-        for url, (size, checksum) in _KNOWN_ARCHIVES.items()
-    }
+    url_infos = _URL_INFOS
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
@@ -141,7 +143,7 @@ class KwsSpeechCommands(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(
         self, archive: Iterator[Any], split: str, splits: dict[str, str] | None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The clips of `archive` that `splits` gives to `split`; all where it is None."""
+        """The clips of `archive` that `splits` gives to `split`; None gives it all."""
         for path, file in archive:
             word, name = posixpath.split(path)
             word = posixpath.basename(word)
@@ -157,17 +159,13 @@ class KwsSpeechCommands(tfds.core.GeneratorBasedBuilder):
     def _background(
         self, name: str, file: Any, split: str
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """A long recording: whole in its own split, in pieces where silence is a label.
-
-        Pieces last one second and begin every half second, as in TFDS's builder.
-        """
+        """A long recording, or the pieces of it where silence is a label."""
         of_validation = name == VALIDATION_RECORDING
         if split == BACKGROUND_SPLIT:
             yield self._clip(BACKGROUND_WORD, name, -1, decode_audio(file, name))
         elif self.builder_config.twelve and of_validation == (split == VALIDATION):
             audio = decode_audio(file, name)
-            for start in range(0, len(audio) - SAMPLE_RATE, SAMPLE_RATE // 2):
-                piece = audio[start : start + SAMPLE_RATE]
+            for start, piece in _silence_pieces(audio):
                 yield self._clip(SILENCE, f"{name}_{start}", SILENCE, piece)
 
     def _label(self, word: str) -> str:
@@ -186,6 +184,40 @@ class KwsSpeechCommands(tfds.core.GeneratorBasedBuilder):
             "speaker": speaker_of(name),
             "name": key,
         }
+
+
+_Stock: Any = tfds.builder_cls("speech_commands")
+
+
+class StockSpeechCommands(_Stock, skip_registration=True):  # type: ignore[call-arg]
+    """TFDS's `speech_commands` 0.0.3: the same records, without need of pydub."""
+
+    name = _Stock.name
+    pkg_dir_path = _Stock._get_pkg_dir_path()
+    url_infos = _URL_INFOS
+
+    def _generate_examples(
+        self, archive: Iterator[Any], file_list: set[str] | None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        for path, file in archive:
+            if file_list is not None and path not in file_list:
+                continue
+            folder, name = posixpath.split(path)
+            word = posixpath.basename(folder)
+            key = f"{word}_{name}"
+            audio = decode_audio(file, path)
+            if word == BACKGROUND_WORD:
+                for start, piece in _silence_pieces(audio):
+                    yield f"{key}_{start}", {"audio": piece, "label": SILENCE}
+            else:
+                known = word in KEYWORDS or word == SILENCE
+                yield key, {"audio": audio, "label": word if known else UNKNOWN}
+
+
+def _silence_pieces(audio: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Pieces of one second, one every half second, as TFDS cuts silence."""
+    for start in range(0, len(audio) - SAMPLE_RATE, SAMPLE_RATE // 2):
+        yield start, audio[start : start + SAMPLE_RATE]
 
 
 def _read_splits(archive: Iterator[Any], where: Any) -> dict[str, str]:

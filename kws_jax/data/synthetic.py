@@ -30,10 +30,34 @@ from kws_jax.errors import UserError
 
 KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 # The other words of Speech Commands v0.02.
-OTHER_WORDS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-    *("bed", "bird", "cat", "dog", "happy", "house", "marvin", "sheila", "tree"),
-    *("wow", "backward", "forward", "follow", "learn", "visual"),
+OTHER_WORDS = tuple(
+    [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "bed",
+        "bird",
+        "cat",
+        "dog",
+        "happy",
+        "house",
+        "marvin",
+        "sheila",
+        "tree",
+        "wow",
+        "backward",
+        "forward",
+        "follow",
+        "learn",
+        "visual",
+    ]
 )
 ACCENTS = (
     "en-us",
@@ -46,15 +70,77 @@ ACCENTS = (
     "en-gb-x-gbcwmd",
 )
 # espeak-ng's variants without the robots, the whispers and the demon.
-VOICES = (
-    *("Alex", "Alicia", "Andrea", "Andy", "Annie", "Denis", "Diogo", "Gene", "Henrique"),
-    *("Hugo", "Jacky", "Lee", "Marco", "Mario", "Michael", "Mike", "Nguyen", "Reed"),
-    *("adam", "anika", "antonio", "aunty", "belinda", "benjamin", "boris", "caleb"),
-    *("david", "ed", "edward", "f1", "f2", "f3", "f4", "f5", "grandma", "grandpa"),
-    *("gustave", "ian", "iven", "john", "klatt2", "klatt3", "linda", "m1", "m2", "m3"),
-    *("m4", "m5", "m6", "m7", "m8", "marcelo", "max", "michel", "miguel", "norbert"),
-    *("pablo", "paul", "pedro", "quincy", "rob", "robert", "sandro", "shelby", "steph"),
-    *("travis", "victor", "zac"),
+VOICES = tuple(
+    [
+        "Alex",
+        "Alicia",
+        "Andrea",
+        "Andy",
+        "Annie",
+        "Denis",
+        "Diogo",
+        "Gene",
+        "Henrique",
+        "Hugo",
+        "Jacky",
+        "Lee",
+        "Marco",
+        "Mario",
+        "Michael",
+        "Mike",
+        "Nguyen",
+        "Reed",
+        "adam",
+        "anika",
+        "antonio",
+        "aunty",
+        "belinda",
+        "benjamin",
+        "boris",
+        "caleb",
+        "david",
+        "ed",
+        "edward",
+        "f1",
+        "f2",
+        "f3",
+        "f4",
+        "f5",
+        "grandma",
+        "grandpa",
+        "gustave",
+        "ian",
+        "iven",
+        "john",
+        "klatt2",
+        "klatt3",
+        "linda",
+        "m1",
+        "m2",
+        "m3",
+        "m4",
+        "m5",
+        "m6",
+        "m7",
+        "m8",
+        "marcelo",
+        "max",
+        "michel",
+        "miguel",
+        "norbert",
+        "pablo",
+        "paul",
+        "pedro",
+        "quincy",
+        "rob",
+        "robert",
+        "sandro",
+        "shelby",
+        "steph",
+        "travis",
+        "victor",
+        "zac",
+    ]
 )
 PITCHES = (30, 45, 60)
 # Shares of the voices (in that order) and, for each training clip of a word, clips.
@@ -121,15 +207,19 @@ def synthesize_corpus(
     path = store.cache_root(cache_dir) / f"synthetic-{key}"
     if not path.exists():
         counts = {word: clips_per_word for word in words}
-        counts |= {word: max(1, round(clips_per_word * _OTHER_SHARE)) for word in others}
-        plan = _plan(counts, np.random.default_rng([seed, 0]))
-        audio = list(_render(plan, np.random.default_rng([seed, 1]), progress))
+        counts |= {
+            word: max(1, round(clips_per_word * _OTHER_SHARE)) for word in others
+        }
+        streams = np.random.SeedSequence(seed % 2**64).spawn(3)
+        rngs = [np.random.default_rng(stream) for stream in streams]
+        plan = _plan(counts, rngs[0])
+        audio = list(_render(plan, rngs[1], progress))
         babblers = [
             sound
             for clip, sound in zip(plan, audio)
             if clip.split == TEST and clip.word in others
         ]
-        background, noise = _noises(np.random.default_rng([seed, 2]), babblers)
+        background, noise = _noises(rngs[2], babblers)
         clips = (
             (clip.name, clip.word, clip.speaker, clip.split, sound)
             for clip, sound in zip(plan, audio)
@@ -161,7 +251,9 @@ def _plan(counts: dict[str, int], rng: np.random.Generator) -> list[_Clip]:
             wanted = max(1, round(count * CLIP_SHARES[split]))
             # Every speaker once before any speaks again.
             rounds = -(-wanted // len(speakers))
-            order = np.concatenate([rng.permutation(len(speakers)) for _ in range(rounds)])
+            order = np.concatenate(
+                [rng.permutation(len(speakers)) for _ in range(rounds)]
+            )
             for number, row in enumerate(order[:wanted].tolist()):
                 plan.append(_clip(split, word, number, speakers[row], rng))
     return plan
@@ -201,7 +293,7 @@ def _render(
 
 
 def _place(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One clip: the word of int16 samples at ESPEAK_RATE, placed, levelled, with hiss."""
+    """One clip: a word, int16 at ESPEAK_RATE, placed, levelled and with hiss."""
     import soxr
 
     speech = soxr.resample(samples / 32768.0, espeak.ESPEAK_RATE, SAMPLE_RATE)
@@ -237,6 +329,6 @@ def _check(words: Sequence[str], others: Sequence[str], clips_per_word: int) -> 
     for word in (*words, *others):
         if not re.fullmatch(r"[A-Za-z][A-Za-z' -]*", word):
             raise UserError(
-                f"The word {word!r} cannot be said: synthetic speech takes English words"
-                " written in the letters a to z."
+                f"The word {word!r} cannot be said: synthetic speech takes English"
+                " words written in the letters a to z."
             )

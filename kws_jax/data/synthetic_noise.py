@@ -26,10 +26,7 @@ def make_noise(
       rng: where all chance comes from.
       speech: int16 clips of words, what "babble" is made of.
     """
-    if kind == "babble":
-        audio = _babble(rng, speech)
-    else:
-        audio = _MAKERS[kind](rng)
+    audio = _babble(rng, speech) if kind == "babble" else _MAKERS[kind](rng)
     audio *= _RMS / np.sqrt(np.mean(audio**2))
     audio /= max(1.0, np.abs(audio).max() / 0.99)
     return Recording(kind, np.rint(audio * 32767).astype(np.int16))
@@ -96,7 +93,7 @@ def _babble(rng: np.random.Generator, speech: Sequence[np.ndarray]) -> np.ndarra
     for _ in range(_BABBLERS):
         place = -int(rng.integers(0, SAMPLE_RATE))
         while place < _SAMPLES:
-            word = speech[rng.integers(len(speech))].astype(np.float64)
+            word = speech[int(rng.integers(len(speech)))].astype(np.float64)
             word = word[max(0, -place) : _SAMPLES - place]
             begin = max(0, place)
             audio[begin : begin + len(word)] += word

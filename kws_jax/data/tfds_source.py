@@ -1,8 +1,6 @@
 """Speech Commands through TensorFlow Datasets: downloaded, prepared and stored once."""
 
-import dataclasses
 import hashlib
-import importlib.util
 import os
 import threading
 import urllib.error
@@ -23,106 +21,80 @@ from kws_jax.data.corpus import (
     Corpus,
     Recording,
 )
-
 from kws_jax.data.splits import divide_background
 from kws_jax.errors import UserError, nearest
 
 ARCHIVE_URL = "http://download.tensorflow.org/data/speech_commands_v{}.tar.gz"
-VERSIONS = ("0.01", "0.02")
-_TIMEOUT_SECONDS = 5.0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Builder:
-    """A TFDS builder: its name, config and version, and what it can give."""
-
-    tfds_name: str
-    config: str
-    stock: bool = False
-
-
-_BUILDERS = {
-    ("stock", "0.02"): _Builder("speech_commands", "", stock=True),
-    ("12", "0.01"): _Builder("kws_speech_commands", "v1_12"),
-    ("12", "0.02"): _Builder("kws_speech_commands", "v2_12"),
-    ("words", "0.01"): _Builder("kws_speech_commands", "v1_30"),
-    ("words", "0.02"): _Builder("kws_speech_commands", "v2_35"),
+STOCK = "speech_commands"
+# Version of the archive and config of our builder.
+BUILDERS = {
+    STOCK: ("0.02", ""),
+    "speech_commands_v1": ("0.01", "v1_30"),
+    "speech_commands_v2": ("0.02", "v2_35"),
+    "speech_commands_v1_12": ("0.01", "v1_12"),
+    "speech_commands_v2_12": ("0.02", "v2_12"),
 }
+_TIMEOUT_SECONDS = 5.0
 
 
 def open_tfds(
     data_dir: str = "",
     *,
-    version: str = "0.02",
-    builder: str = "words",
+    builder: str = STOCK,
     cache_dir: str = "",
     download: bool = True,
     progress: store.Progress | None = None,
 ) -> Corpus:
     """Opens Speech Commands from TFDS; the first time it is downloaded and stored.
 
-    Builders: "words" has a word a clip and whole background recordings, divided by
-    `divide_background`; "12" has the twelve labels as words, with silence as clips and
-    TFDS's division of the background (`running_tap` for validation, none for testing);
-    "stock" is TFDS's own `speech_commands` 0.0.3, the same as "12" for version 0.02
-    without speakers and file names: every clip is its own speaker, and its training
-    silence clips are the background recordings.
+    `speech_commands` is TFDS's own builder, version 0.0.3: Speech Commands 0.02 with
+    twelve labels as words. It tells neither speakers nor file names, so every clip is
+    its own speaker, and its silence clips (in pieces of one second) are the background
+    recordings of their split. `speech_commands_v1_12` and `speech_commands_v2_12` are
+    the same with speakers, names and whole recordings; `running_tap` is for validation,
+    the others for training, none for testing. `speech_commands_v1` and
+    `speech_commands_v2` have all words, with the recordings as `divide_background`
+    gives them.
 
     Args:
       data_dir: folder of TFDS, "" for its default (~/tensorflow_datasets).
-      version: "0.01" or "0.02" of Speech Commands.
-      builder: "words", "12" or "stock".
+      builder: a name in `BUILDERS`.
       cache_dir: where stores are kept, see `store.cache_root`.
       download: whether what is missing may be downloaded.
       progress: called with (clips done, all clips) while the store is written.
 
     Raises:
       UserError: nothing is prepared and it cannot be downloaded (no network, or
-        `download` is False), an unknown version or builder, a full disk.
+        `download` is False), an unknown builder, a full disk.
     """
-    chosen = _choose(builder, version)
-    place = hashlib.sha256(str(Path(data_dir).resolve() if data_dir else "").encode())
-    name = "-".join(
-        part
-        for part in ("tfds", chosen.tfds_name, chosen.config, place.hexdigest()[:12])
-        if part
-    )
-    path = store.cache_root(cache_dir) / name
+    if builder not in BUILDERS:
+        raise UserError(
+            f"unknown config.data.builder {builder!r}; {nearest(builder, BUILDERS)}"
+        )
+    place = str(Path(data_dir).resolve()) if data_dir else ""
+    folder = f"tfds-{builder}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+    path = store.cache_root(cache_dir) / folder
     if not path.exists():
-        source = _prepared_builder(chosen, version, data_dir, download)
-        _convert(source, path, stock=chosen.stock, progress=progress)
+        source = _prepared_builder(builder, data_dir, download)
+        _convert(source, path, stock=builder == STOCK, progress=progress)
     return store.open_store(path)
 
 
-def _choose(builder: str, version: str) -> _Builder:
-    if version not in VERSIONS:
-        raise UserError(
-            f"unknown version {version!r} of Speech Commands; {nearest(version, VERSIONS)}"
-        )
-    builders = sorted({name for name, _ in _BUILDERS})
-    if builder not in builders:
-        raise UserError(
-            f"unknown TFDS builder {builder!r}; {nearest(builder, builders)}"
-        )
-    if (builder, version) not in _BUILDERS:
-        raise UserError(
-            f"TFDS's own builder has no version {version}. Choose builder '12' or 'words'"
-        )
-    return _BUILDERS[builder, version]
-
-
-def _prepared_builder(
-    chosen: _Builder, version: str, data_dir: str, download: bool
-) -> Any:
+def _prepared_builder(name: str, data_dir: str, download: bool) -> Any:
     """The TFDS builder, its data downloaded and prepared; nothing is tried in vain."""
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import (
+        NonMatchingChecksumError,
+    )
 
-    if chosen.stock:
-        source = tfds.builder(chosen.tfds_name, data_dir=data_dir or None)
-    else:
-        from kws_jax.data.speech_commands_builder import KwsSpeechCommands
+    from kws_jax.data import speech_commands_builder as builders
 
-        source = KwsSpeechCommands(config=chosen.config, data_dir=data_dir or None)
+    version, config = BUILDERS[name]
+    source = (
+        builders.KwsSpeechCommands(config=config, data_dir=data_dir or None)
+        if config
+        else builders.StockSpeechCommands(data_dir=data_dir or None)
+    )
     if source.is_prepared():
         return source
     missing = f"Speech Commands {version} is not prepared in {source.data_dir}"
@@ -131,11 +103,6 @@ def _prepared_builder(
     reason = unreachable(ARCHIVE_URL.format(version))
     if reason:
         raise _no_data(f"{missing}, and it cannot be downloaded: {reason}")
-    if chosen.stock and not importlib.util.find_spec("pydub"):
-        raise UserError(
-            "TFDS's own speech_commands builder needs pydub to prepare its data. "
-            "Install pydub, or use builder '12', which holds the same clips without it"
-        )
     try:
         source.download_and_prepare()
     except OSError as error:
@@ -143,10 +110,7 @@ def _prepared_builder(
             f"Speech Commands cannot be prepared in {source.data_dir}: {error}. Make "
             "room there, or choose another folder with --config.data.dir=…"
         ) from error
-    except (
-        tfds.download.DownloadError,
-        tfds.download.NonMatchingChecksumError,
-    ) as error:
+    except (tfds.download.DownloadError, NonMatchingChecksumError) as error:
         raise _no_data(f"{missing}, and its download failed: {error}") from error
     return source
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kws_jax.report import text
 from kws_jax.report.page import FILE_NAME
-from kws_jax.report.workdir import Measure, Run, read_run
+from kws_jax.report.workdir import Measure, Run, parse_results, read_run
 
 _LINE_EVERY = 20.0  # seconds between plain lines
 
@@ -25,19 +25,42 @@ class Bar(Protocol):
         """`n` more steps are done; `fields`: loss, clips_per_second, accuracy …"""
 
 
-def print_summary(run: Run | str | Path, console: Console | None = None) -> None:
+def print_summary(workdir: str | Path, console: Console | None = None) -> None:
     """Prints accuracy (clean, then each noise condition), size, time and the report.
 
     Args:
-      run: a workdir, or what `read_run` made of it.
+      workdir: the folder of the run.
       console: where to print; standard output by default.
 
     Raises:
       UserError: the workdir's files are missing or cannot be read.
     """
-    run = run if isinstance(run, Run) else read_run(run)
     console = console or Console()
-    table = Table(title=Text(str(run.config.get("name", "")), style="bold"))
+    _print(read_run(workdir), console)
+    report = Path(workdir) / FILE_NAME
+    if report.exists():
+        _print_fact("report", str(report), console)
+
+
+def print_results(
+    rows: Sequence[Mapping[str, Any]], console: Console | None = None
+) -> None:
+    """Prints what `print_summary` does, from rows as in results.json.
+
+    Args:
+      rows: with stage, split, condition, metric, value, ci95 and count.
+      console: where to print; standard output by default.
+
+    Raises:
+      UserError: a row lacks stage, metric or value.
+    """
+    run = Run(workdir=Path(), config={}, results=parse_results(rows, "results"))
+    _print(run, console or Console())
+
+
+def _print(run: Run, console: Console) -> None:
+    name = run.config.get("name")
+    table = Table(title=Text(str(name), style="bold") if name else None)
     table.add_column("test")
     table.add_column("accuracy", justify="right", style="bold")
     table.add_column("95 % interval", justify="right")
@@ -46,8 +69,12 @@ def print_summary(run: Run | str | Path, console: Console | None = None) -> None
         table.add_row(Text(condition), accuracy, interval)
     if table.row_count:
         console.print(table)
-    for name, value in _facts(run):
-        console.print(Text.assemble((f"{name}: ", "dim"), value), soft_wrap=True)
+    for fact, value in _facts(run):
+        _print_fact(fact, value, console)
+
+
+def _print_fact(name: str, value: str, console: Console) -> None:
+    console.print(Text.assemble((f"{name}: ", "dim"), value), soft_wrap=True)
 
 
 def _accuracies(run: Run) -> Iterator[tuple[str, Measure]]:
@@ -69,9 +96,6 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     if seconds:
         stages = ", ".join(f"{m.stage} {text.duration(m.value)}" for m in seconds)
         yield "training time", stages
-    report = run.workdir / FILE_NAME
-    if report.exists():
-        yield "report", str(report)
 
 
 @contextlib.contextmanager

@@ -128,15 +128,42 @@ def read_run(workdir: str | Path) -> Run:
       UserError: config.json or results.json is missing, or a file cannot be read.
     """
     workdir = Path(workdir)
+    results = workdir / "results.json"
     return Run(
         workdir=workdir,
         config=_read_json(workdir / "config.json", required=True),
-        results=_read_results(workdir / "results.json"),
+        results=parse_results(_read_json(results, required=True), str(results)),
         metrics=_read_lines(workdir / "metrics.jsonl", ("stage", "split", "step")),
         architecture=_read_lines(workdir / "architecture.jsonl", ("stage", "step")),
         genotype=_read_genotype(workdir / "genotype.json"),
         evaluation=_read_json(workdir / "evaluation.json"),
     )
+
+
+def parse_results(rows: Any, source: str) -> list[Measure]:
+    """Rows as in results.json; `source` names them in messages.
+
+    Raises:
+      UserError: not a list of objects with stage, metric and value.
+    """
+    try:
+        return [
+            Measure(
+                stage=row["stage"],
+                split=row.get("split") or "",
+                condition=row.get("condition") or "",
+                metric=row["metric"],
+                value=math.nan if row["value"] is None else float(row["value"]),
+                interval=tuple(row["ci95"]) if row.get("ci95") else None,
+                count=row.get("count"),
+            )
+            for row in rows
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{source}: expected a list of objects with stage, metric and value "
+            f"({error!r}): run `python -m kws_jax.main` with this workdir again"
+        ) from error
 
 
 def _is_headline(measure: Measure) -> bool:
@@ -161,28 +188,6 @@ def _read_json(path: Path, required: bool = False) -> Any:
         raise UserError(
             f"{path} is not valid JSON ({error}): restore it, or run "
             "`python -m kws_jax.main` again with this workdir"
-        ) from error
-
-
-def _read_results(path: Path) -> list[Measure]:
-    rows = _read_json(path, required=True)
-    try:
-        return [
-            Measure(
-                stage=row["stage"],
-                split=row.get("split") or "",
-                condition=row.get("condition") or "",
-                metric=row["metric"],
-                value=math.nan if row["value"] is None else float(row["value"]),
-                interval=tuple(row["ci95"]) if row.get("ci95") else None,
-                count=row.get("count"),
-            )
-            for row in rows
-        ]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: expected a list of objects with stage, metric and value "
-            f"({error!r}): run `python -m kws_jax.evaluate` to write it again"
         ) from error
 
 

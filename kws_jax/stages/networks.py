@@ -1,9 +1,10 @@
 """The network of an experiment: built from the config, initialised, asked."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -54,6 +55,14 @@ def split_variables(variables: Mapping[str, PyTree]) -> tuple[PyTree, PyTree]:
     return variables["params"], variables.get("batch_stats", {})
 
 
+def infer(
+    model: nn.Module, variables: PyTree, features: jax.Array, *arguments: Any
+) -> jax.Array:
+    """Logits [b, k] of features [b, t, f], with running batch statistics."""
+    logits = model.apply(variables, features, *arguments, train=False)
+    return cast(jax.Array, logits)
+
+
 def size_of(setup: Setup, model: nn.Module, variables: PyTree) -> dict[str, int]:
     """Parameters (with and without batch statistics) and MACs of one clip."""
     params, batch_stats = split_variables(variables)
@@ -62,7 +71,7 @@ def size_of(setup: Setup, model: nn.Module, variables: PyTree) -> dict[str, int]
         "parameters_with_statistics": counting.count_parameters(params)
         + counting.count_parameters(batch_stats),
         "macs": counting.count_macs(
-            lambda features: model.apply(variables, features, train=False),
+            functools.partial(infer, model, variables),
             sample_features(setup),
         ),
     }
@@ -94,8 +103,7 @@ def trained_network(setup: Setup, model: nn.Module, variables: PyTree) -> Networ
 
     @jax.jit
     def probabilities(variables: PyTree, audio: jax.Array) -> jax.Array:
-        logits = model.apply(variables, setup.frontend(audio), train=False)
-        return jax.nn.softmax(logits)
+        return jax.nn.softmax(infer(model, variables, setup.frontend(audio)))
 
     return Network(
         model,

@@ -21,7 +21,7 @@ from kws_jax.search.methods import Darts
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
 from kws_jax.stages import networks, runner
-from kws_jax.stages.train import features_for_training
+from kws_jax.stages.train import features_for_training, variables_of
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.loop import StagePlan
 from kws_jax.training.optimizers import create_optimizer
@@ -137,11 +137,11 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         batches_from=functools.partial(
             _paired_batches, parts, stage, weights_half, architecture_half
         ),
-        logits_of=lambda state, features: supernet.apply(
-            {"params": state.trees[WEIGHTS], "batch_stats": state.batch_stats},
+        logits_of=lambda state, features: networks.infer(
+            supernet,
+            variables_of(state),
             features,
             method.op_weights(state.trees[ARCHITECTURE]),
-            train=False,
         ),
         schedule=schedule,
         logs=(log,),

@@ -75,8 +75,8 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         state,
         step_fn=functools.partial(_keyed, jax.jit(step, donate_argnums=0), key),
         batches_from=functools.partial(parts.train_batches, parts.task.train, stage),
-        logits_of=lambda state, features: model.apply(
-            variables_of(state), features, train=False
+        logits_of=lambda state, features: networks.infer(
+            model, variables_of(state), features
         ),
         plan=plan,
         schedule=schedule,

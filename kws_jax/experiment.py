@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from kws_jax import config as configs
-from kws_jax.errors import UserError
 from kws_jax.data import pipeline
+from kws_jax.errors import UserError
 from kws_jax.evaluation import testing
 from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
 from kws_jax.report.page import write_report

@@ -57,7 +57,7 @@ class Parts(Setup):
     def host_batches(
         self, split: Split, stage: ConfigDict, start_step: int
     ) -> Iterator[pipeline.Batch]:
-        """This process's share of `train_batches`, before it reaches the devices."""
+        """The share of `train_batches` of one process, still on the host."""
         return pipeline.train_batches(
             split,
             Condition(**stage.condition.to_dict()),

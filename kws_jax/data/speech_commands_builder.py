@@ -200,9 +200,10 @@ class StockSpeechCommands(_Stock, skip_registration=True):  # type: ignore[call-
         self, archive: Iterator[Any], file_list: set[str] | None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         for path, file in archive:
-            if file_list is not None and path not in file_list:
-                continue
             folder, name = posixpath.split(path)
+            wanted = file_list is None or path in file_list
+            if not wanted or not name.endswith(".wav"):
+                continue
             word = posixpath.basename(folder)
             key = f"{word}_{name}"
             audio = decode_audio(file, path)

@@ -34,8 +34,8 @@ def data() -> ConfigDict:
             # test; '' takes what the source has.
             "noise_seen": "",
             "noise_unseen": "",
-            # For 'synthetic': clips of each word over all voices.
-            "clips_per_word": 220,
+            # For 'synthetic': training clips of each keyword.
+            "clips_per_word": 150,
             # Order and draws of the data; model initialisation has config.seed.
             "seed": 0,
             # Threads of the input pipeline.

@@ -28,6 +28,8 @@ def run(
     def parse(argv: list[str]) -> list[str]:
         try:
             before_parsing(argv)
+            # Options may stand behind other arguments.
+            flags.FLAGS.set_gnu_getopt()
             return flags.FLAGS(argv)
         except (flags.Error, UserError) as error:
             stop(error)

@@ -81,6 +81,11 @@ def check(config: ConfigDict) -> None:
     names = [stage.name for stage in config.stages]
     if len(set(names)) < len(names):
         raise UserError(f"config.stages: the names {names} must differ.")
+    for field in ("log_every_steps", "data.threads", "evaluation.batch_size"):
+        group, _, name = field.rpartition(".")
+        value = (config[group] if group else config)[name]
+        if value < 1:
+            raise UserError(f"config.{field} = {value}: give at least 1.")
     for index, stage in enumerate(config.stages):
         _check_stage(stage, f"config.stages[{index}]")
 
@@ -113,7 +118,7 @@ def load_workdir(workdir: Path) -> ConfigDict:
     """The config stored in a workdir.
 
     Raises:
-      UserError: where there is none.
+      UserError: where there is none, or it cannot be read.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
@@ -121,7 +126,12 @@ def load_workdir(workdir: Path) -> ConfigDict:
             f"--workdir={workdir} holds no experiment (there is no config.json); give "
             "the workdir of a run of kws_jax.main."
         )
-    return ConfigDict(_tuples(json.loads(path.read_text())))
+    try:
+        return ConfigDict(_tuples(json.loads(path.read_text())))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); restore it, or choose another --workdir."
+        ) from error
 
 
 def check_same(config: ConfigDict, stored: ConfigDict, workdir: Path) -> None:

@@ -19,7 +19,7 @@ from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
 from kws_jax.report.page import write_report
 from kws_jax.report.terminal import print_results, print_summary
 from kws_jax.stages import dispatch
-from kws_jax.training.checkpoints import saving, write_json
+from kws_jax.training.checkpoints import saving, write_json, write_text
 
 
 def run(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
@@ -31,6 +31,7 @@ def run(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
     console = Console(highlight=False)
     logging.set_verbosity(logging.WARNING)
     folder = Path(workdir)
+    check_workdir(config, folder)
     parts = build_parts(config, console)
     dispatch.check(parts, folder)
     claim_workdir(parts, folder)
@@ -55,27 +56,30 @@ def _print_pipeline_speed(parts: Parts, console: Console) -> None:
     console.print(f"Input pipeline alone: {speed:,.0f} clips/s")
 
 
+def check_workdir(config: ConfigDict, folder: Path) -> None:
+    """Raises UserError where `folder` holds another experiment than `config`."""
+    if (folder / "config.json").exists():
+        configs.check_same(config, configs.load_workdir(folder), folder)
+
+
 def claim_workdir(parts: Parts, folder: Path) -> None:
     """Makes `folder` this experiment's, or finds that it is already.
 
     Raises:
-      UserError: where it holds another experiment, or the same on data that has changed
-        since, or cannot be written.
+      UserError: where it was started on other data, or cannot be written.
     """
     task = {"labels": list(parts.labels), "fingerprint": parts.fingerprint}
-    if (folder / "config.json").exists():
-        configs.check_same(parts.config, configs.load_workdir(folder), folder)
-        if (folder / TASK_FILE).exists():
-            stored = json.loads((folder / TASK_FILE).read_text())
-            if stored != task:
-                raise UserError(
-                    f"--workdir={folder} was started on other data (other clips or "
-                    "labels); choose another --workdir, or restore the data."
-                )
+    if (folder / TASK_FILE).exists():
+        stored = json.loads((folder / TASK_FILE).read_text())
+        if stored != task:
+            raise UserError(
+                f"--workdir={folder} was started on other data (other clips or "
+                "labels); choose another --workdir, or restore the data."
+            )
     if jax.process_index() == 0:
         with saving(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "config.json").write_text(configs.to_json(parts.config))
+        write_text(folder / "config.json", configs.to_json(parts.config))
         write_json(folder / TASK_FILE, task)
 
 

@@ -117,8 +117,9 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
             skip_corrupt=data.skip_corrupt,
             validation_fraction=data.validation_fraction,
             test_fraction=data.test_fraction,
-            synthetic={"clips_per_word": data.clips_per_word, "seed": data.seed},
             progress=progress,
+            clips_per_word=data.clips_per_word,
+            seed=data.seed,
         )
     unknown = data.unknown_percent
     task = protocols.build_task(

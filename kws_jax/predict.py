@@ -7,8 +7,9 @@ most probable counts.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -19,6 +20,9 @@ from kws_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished experiment.")
 _HOP = 4000  # samples between windows
+# Windows asked about at once: bounds the memory for a long recording, and the number of
+# programs to compile to two.
+_WINDOWS = 64
 
 
 def windows(audio: np.ndarray, samples: int) -> np.ndarray:
@@ -27,6 +31,15 @@ def windows(audio: np.ndarray, samples: int) -> np.ndarray:
         return np.pad(audio, (0, samples - len(audio)))[None]
     starts = [*range(0, len(audio) - samples, _HOP), len(audio) - samples]
     return np.stack([audio[start : start + samples] for start in starts])
+
+
+def in_groups(probabilities: Callable[[Any], Any], clips: np.ndarray) -> np.ndarray:
+    """Probabilities [n, k] of clips [n, s]: one alone, more in groups of one size."""
+    if len(clips) == 1:
+        return np.asarray(probabilities(clips))
+    padded = np.pad(clips, ((0, -len(clips) % _WINDOWS), (0, 0)))
+    groups = np.split(padded, len(padded) // _WINDOWS)
+    return np.concatenate([probabilities(group) for group in groups])[: len(clips)]
 
 
 def find_files(paths: list[str]) -> list[Path]:
@@ -41,7 +54,7 @@ def find_files(paths: list[str]) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise UserError(f"There is no file or folder {str(path)!r}.")
-        files = find_audio(path) if path.is_dir() else [path]
+        files = find_audio(path, recursive=True) if path.is_dir() else [path]
         if not files:
             raise UserError(f"The folder {str(path)!r} holds no audio files.")
         found += files
@@ -59,7 +72,7 @@ def predictions(workdir: Path, files: list[Path]) -> Iterator[dict]:
     words = [label not in (UNKNOWN, SILENCE) for label in network.labels]
     for path in files:
         clips = windows(read_audio(path), CLIP_SAMPLES)
-        heard = np.asarray(network.probabilities(clips))
+        heard = in_groups(network.probabilities, clips)
         best = heard[heard[:, words].max(1).argmax()] if any(words) else heard[0]
         winner = int(best.argmax())
         yield {

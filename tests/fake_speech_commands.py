@@ -32,6 +32,7 @@ TEST_CLIPS = [
     ("_unknown_", "00000006_nohash_0.wav"),
     ("_silence_", "0.wav"),
 ]
+LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 CLIP_SAMPLES, BACKGROUND_SAMPLES = 12_000, 33_000
 
 
@@ -54,10 +55,9 @@ def write_folder(
         for word, name in clips:
             file = root / word / name.replace(".wav", suffix)
             write_audio(file, tone(f"{word}/{name}"))
-        if lists and split != "train":
-            name = {"validation": "validation_list.txt", "test": "testing_list.txt"}
+        if lists and split in LISTS:
             lines = "".join(f"{word}/{file}\n" for word, file in clips)
-            (root / name[split]).write_text(lines)
+            (root / LISTS[split]).write_text(lines)
     for name in BACKGROUND if background else ():
         audio = tone(name, BACKGROUND_SAMPLES)
         write_audio(root / "_background_noise_" / f"{name}{suffix}", audio)
@@ -71,10 +71,9 @@ def write_archives(folder: Path, version: str) -> dict[str, Path]:
     for split, clips in MAIN_CLIPS.items():
         for word, name in clips:
             files[f"{word}/{name}"] = _wav(tone(f"{word}/{name}"))
-        list_name = {"validation": "validation_list.txt", "test": "testing_list.txt"}
-        if split in list_name:
+        if split in LISTS:
             lines = "".join(f"{word}/{name}\n" for word, name in clips)
-            files[list_name[split]] = lines.encode()
+            files[LISTS[split]] = lines.encode()
     for name in BACKGROUND:
         files[f"_background_noise_/{name}.wav"] = _wav(tone(name, BACKGROUND_SAMPLES))
     files["_background_noise_/README.md"] = b"about the recordings"

@@ -32,8 +32,9 @@ class SearchSpace:
     operations: tuple[str, ...] = OPERATIONS
 
     def __post_init__(self):
-        # a genotype of first candidates checks all fields
-        self.genotype([names[:1] for names in self.candidates])
+        # a genotype checks the fields; a TC block fits into every layer
+        block = next((name for name in self.operations if name != SKIP), SKIP)
+        self.genotype([(block,)] * len(self.strides))
 
     @property
     def candidates(self) -> tuple[tuple[str, ...], ...]:

@@ -11,6 +11,7 @@ from kws_jax.parts import Parts, Setup
 from kws_jax.stages import draw, networks, runner, search, train
 from kws_jax.training import sharding
 from kws_jax.training.checkpoints import saving, write_json
+from kws_jax.training.optimizers import create_optimizer
 
 KINDS = {"train": train.run, "search": search.run, "random_search": draw.run}
 _FINDS_GENOTYPE = ("search", "random_search")
@@ -31,15 +32,20 @@ def check(parts: Parts, folder: Path) -> None:
             search.create_method(parts)
         if "batch_size" in stage:
             sharding.check_batch_size(stage.batch_size, parts.mesh)
+        for field in ("optimizer", "architecture_optimizer"):
+            if field in stage:
+                create_optimizer(stage[field], total_steps=1)
     finds = any(stage.kind in _FINDS_GENOTYPE for stage in stages)
-    if not (finds and networks.finds_genotype(parts)):
+    if finds and networks.finds_genotype(parts):
+        networks.check_network(parts)
+    else:
         networks.create_network(parts, folder)
 
 
 def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     """Runs stage `index`, unless it is done; returns its rows for results.json."""
     stage = parts.config.stages[index]
-    done = runner.stage_folder(parts, index, folder) / "done.json"
+    done = runner.stage_folder(parts, index, folder) / runner.DONE_FILE
     if done.exists():
         return json.loads(done.read_text())
     rows = KINDS[stage.kind](parts, index, folder)

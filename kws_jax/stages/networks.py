@@ -12,8 +12,10 @@ import jax.numpy as jnp
 
 from kws_jax.errors import UserError
 from kws_jax.models import counting
+from kws_jax.models.genotype import Genotype, published
 from kws_jax.models.registry import create_model
 from kws_jax.parts import Setup
+from kws_jax.training.checkpoints import write_text
 
 PyTree = Any
 GENOTYPE_FILE = "genotype.json"
@@ -43,6 +45,22 @@ def create_network(setup: Setup, folder: Path) -> nn.Module:
             )
         settings["genotype"] = str(path)
     return create_model(setup.config.network.name, len(setup.labels), **settings)
+
+
+def keep_genotype(genotype: Genotype, folder: Path) -> None:
+    """Saves what a search has found, where `create_network` looks for it."""
+    write_text(folder / GENOTYPE_FILE, genotype.to_json())
+
+
+def check_network(setup: Setup) -> None:
+    """Checks the settings of a network that is yet to be found.
+
+    Raises:
+      UserError: as `create_network`.
+    """
+    settings = {k: v for k, v in setup.config.network.items() if k != "name"}
+    settings["genotype"] = next(iter(published().values()))
+    create_model(setup.config.network.name, len(setup.labels), **settings)
 
 
 def sample_features(setup: Setup) -> jax.Array:

@@ -22,6 +22,7 @@ from kws_jax.training.logs import JsonLines
 from kws_jax.training.state import TrainState, without_optimizers
 from kws_jax.training.tensorboard import TensorBoard
 
+DONE_FILE = "done.json"
 LogitsOf = Callable[[TrainState, Float[Array, "b t f"]], Float[Array, "b k"]]
 
 
@@ -90,15 +91,15 @@ def best_state(parts: Setup, index: int, folder: Path, like: TrainState) -> Trai
     """The best state of a stage, without optimisers; `like` gives the structure.
 
     Raises:
-      UserError: where it has not.
+      UserError: where it has not been run to its end.
     """
     where = stage_folder(parts, index, folder)
-    if not where.exists():
+    if not (where / DONE_FILE).exists():
         raise UserError(
             f"{folder}: stage {parts.config.stages[index].name!r} has not been run to "
             "its end; run kws_jax.main with this --workdir first."
         )
-    checkpoints = StageCheckpoints(where)
+    checkpoints = StageCheckpoints(where, read_only=True)
     like = sharding.replicate(without_optimizers(like), parts.mesh)
     restored = checkpoints.restore_best(like)
     checkpoints.close()

@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from kws_jax.data.corpus import Split
 from kws_jax.evaluation.metrics import result
-from kws_jax.models.genotype import save_genotype
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts
 from kws_jax.search import methods
@@ -152,7 +151,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     architecture_weights = jax.device_get(state.trees[ARCHITECTURE])
     genotype = method.derive(architecture_weights, supernet.space)
     if jax.process_index() == 0:
-        save_genotype(genotype, folder / networks.GENOTYPE_FILE)
+        networks.keep_genotype(genotype, folder)
     return [
         result(stage.name, "train", "clean", "seconds", notes["seconds"], None, 1),
         runner.validation_row(parts, stage.name, notes),

@@ -22,15 +22,17 @@ class StageCheckpoints:
 
     `last/` holds the newest two checkpoints, `best/` the one with the best validation
     measure. Orbax writes each beside its place and renames it when complete, so a run
-    killed while saving loses nothing that was saved.
+    killed while saving loses nothing that was saved. With `read_only`, nothing in the
+    directory is made, changed or tidied up.
     """
 
     directory: epath.Path
+    read_only: bool = False
 
     def __post_init__(self) -> None:
         self.directory = epath.Path(self.directory)
-        self._last = _manager(self.directory / "last", keep=2)
-        self._best = _manager(self.directory / "best", keep=1)
+        self._last = _manager(self.directory / "last", 2, self.read_only)
+        self._best = _manager(self.directory / "best", 1, self.read_only)
 
     def save_last(self, step: int, state: PyTree, notes: dict[str, Any]) -> None:
         """Saves a state to go on from, with JSON `notes` (best value, seconds, …)."""
@@ -98,9 +100,15 @@ class StageCheckpoints:
         return restored[_ITEM], restored[_NOTES]
 
 
-def _manager(directory: epath.Path, keep: int) -> ocp.CheckpointManager:
+def _manager(
+    directory: epath.Path, keep: int, read_only: bool
+) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, enable_async_checkpointing=False
+        max_to_keep=keep,
+        create=not read_only,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        enable_async_checkpointing=False,
     )
     with saving(directory):
         return ocp.CheckpointManager(directory.resolve(), options=options)
@@ -111,7 +119,10 @@ def saving(where: Any) -> Iterator[None]:
     """Turns a failed write (full disk, no permission) at `where` into a UserError."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError) as error:
+        # TensorStore gives the errors of the system as ValueError.
+        if isinstance(error, ValueError) and "os_error_code" not in str(error):
+            raise
         raise UserError(
             f"Could not write to {where}: {error}\nFree some space or choose another "
             "--workdir; what was saved before is intact, and the same command goes on "
@@ -120,9 +131,14 @@ def saving(where: Any) -> Iterator[None]:
 
 
 def write_json(path: epath.PathLike, content: Any) -> None:
-    """Writes JSON whole or not at all (a temporary file, then a rename)."""
+    """Writes JSON, see `write_text`."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes a file whole or not at all (a temporary file, then a rename)."""
     path = epath.Path(path)
     with saving(path):
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(content, indent=1))
+        temporary.write_text(text)
         temporary.replace(path)

@@ -5,7 +5,7 @@ from typing import Any
 
 from etils import epath
 
-from kws_jax.training.checkpoints import saving
+from kws_jax.training.checkpoints import saving, write_text
 
 
 class JsonLines:
@@ -27,10 +27,7 @@ class JsonLines:
             for line in self.path.read_text().splitlines()
             if self._keep(line, stage, step, later)
         ]
-        with saving(self.path):
-            temporary = self.path.with_name(self.path.name + ".tmp")
-            temporary.write_text("".join(line + "\n" for line in kept))
-            temporary.replace(self.path)
+        write_text(self.path, "".join(line + "\n" for line in kept))
 
     def append(self, **fields: Any) -> None:
         """Adds one line."""

@@ -69,7 +69,7 @@ def train_stage(
       state: the state to start from where there is no checkpoint.
       step_fn: (state, batch) -> (state, metrics), jitted; "loss" must be in metrics.
       batches_from: start step -> endless batches; a pure function of the step.
-      validate: state -> measures; "accuracy" decides which state is the best.
+      validate: state -> "loss" and "accuracy", which decides what state is the best.
       checkpoints: where states are kept.
       reporter: start step -> context manager that gives a `Reporter`.
       learning_rate: step -> rate, for logs and messages.
@@ -89,8 +89,9 @@ def train_stage(
     if restored is not None:
         state, notes = restored
     start = int(state.step)
-    for log in logs:
-        log.rewind(plan.name, start, later_stages)
+    if jax.process_index() == 0:
+        for log in logs:
+            log.rewind(plan.name, start, later_stages)
     if start >= plan.total_steps:
         return state, notes
     window = _Window(plan, checkpoints, learning_rate)
@@ -105,6 +106,9 @@ def train_stage(
                 window.flush(report)
             if validation:
                 measures = validate(state)
+                # The loss of a step is that before its update: weights that this
+                # update broke must not become the last good checkpoint.
+                window.check(step, measures["loss"], "validation loss")
                 report.write(step, "validation", measures)
                 after_validation(step, state)
                 notes["seconds"] = time.monotonic() - began
@@ -137,7 +141,7 @@ class _Window:
             return
         fetched = jax.device_get([metrics for _, metrics in self._pending])
         for (step, _), metrics in zip(self._pending, fetched):
-            self._check(step, float(metrics["loss"]))
+            self.check(step, float(metrics["loss"]))
         count, step = len(fetched), self._pending[-1][0]
         elapsed = time.monotonic() - self._since
         means = {k: float(np.mean([m[k] for m in fetched])) for k in fetched[0]}
@@ -151,12 +155,12 @@ class _Window:
     def restart_clock(self) -> None:
         self._since = time.monotonic()
 
-    def _check(self, step: int, loss: float) -> None:
+    def check(self, step: int, loss: float, name: str = "loss") -> None:
         if math.isfinite(loss):
             return
         rate = float(self._rate(step - 1))
         raise UserError(
-            f"The loss became {loss} at step {step} of stage {self._plan.name!r} "
+            f"The {name} became {loss} at step {step} of stage {self._plan.name!r} "
             f"(learning rate {rate:g}). The last good checkpoint is "
             f"{self._checkpoints.last_path()}. Lower the stage's learning rate or set "
             "optimizer.clip_norm, and start in a new --workdir."

@@ -37,7 +37,10 @@ def create_schedule(settings: Mapping[str, Any], total_steps: int) -> optax.Sche
                 f"optimizer.step_at = {fractions!r}: give fractions of the stage, each "
                 "between 0 and 1, for example (0.33, 0.67)."
             )
-        steps = {round(f * total_steps): settings["step_factor"] for f in fractions}
+        steps: dict[int, float] = {}
+        for fraction in fractions:
+            step = round(fraction * total_steps)
+            steps[step] = steps.get(step, 1.0) * settings["step_factor"]
         schedule = optax.piecewise_constant_schedule(rate, steps)
     else:
         raise UserError(

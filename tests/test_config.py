@@ -1,0 +1,283 @@
+"""Configs and command lines: what is wrong is told in one line, before JAX is imported."""
+
+import itertools
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from kws_jax import command_line
+from kws_jax import config as configs
+from kws_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+SIZES = ("", "paper", "cpu", "demo")
+ARGUMENTS = {
+    "autokws": itertools.product(
+        ("", "noisydarts", "darts", "fairdarts", "random"), SIZES
+    ),
+    "tc_resnet": itertools.product(("", "8", "8-1.5", "14", "14-1.5"), SIZES),
+}
+EXPERIMENTS = [
+    f"{name}:{','.join(filter(None, words))}"
+    for name, choices in ARGUMENTS.items()
+    for words in choices
+]
+
+
+@pytest.fixture(autouse=True)
+def in_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def load(experiment: str) -> ConfigDict:
+    name, _, words = experiment.partition(":")
+    return configs.load_file(f"configs/{name}.py:{words}")
+
+
+def test_every_config_file_is_in_the_table_of_experiments():
+    files = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert files - {"__init__", "common"} == set(ARGUMENTS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_passes_the_checks(experiment):
+    config = load(experiment)
+    configs.check(config)
+    assert config.stages[-1].kind == "train"
+    assert config.is_locked
+
+
+@pytest.mark.parametrize("experiment", ["autokws:", "autokws:random,cpu", "tc_resnet:"])
+def test_a_stored_config_is_the_same_experiment(experiment, tmp_path):
+    config = load(experiment)
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    stored = configs.load_workdir(tmp_path)
+    assert stored.to_dict() == _with_plain_stages(config) or _equal(stored, config)
+    configs.check_same(config, stored, tmp_path)
+
+
+def _with_plain_stages(config):
+    return config.to_dict()
+
+
+def _equal(one, other):
+    """Equality of values and kinds, through tuples of groups."""
+    if isinstance(one, ConfigDict):
+        return isinstance(other, ConfigDict) and (
+            one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
+        )
+    if isinstance(one, tuple):
+        return (
+            isinstance(other, tuple)
+            and len(one) == len(other)
+            and all(itertools.starmap(_equal, zip(one, other)))
+        )
+    return type(one) is type(other) and one == other
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("noisydart", "'noisydart' after the colon: did you mean 'noisydarts'"),
+        ("cpu,darts,xyzzy", "'xyzzy' after the colon: known: noisydarts, darts"),
+        ("darts,fairdarts", "'darts' and 'fairdarts' exclude each other"),
+        ("cpu,demo", "'cpu' and 'demo' exclude each other"),
+    ],
+)
+def test_wrong_words_after_the_colon_are_told(words, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load(f"autokws:{words}")
+
+
+def test_a_word_may_be_given_twice_and_in_any_order():
+    assert load("autokws:cpu,darts,cpu") == load("autokws:darts,cpu")
+
+
+def test_a_missing_config_file_names_the_nearest():
+    with pytest.raises(UserError, match=r"no file 'configs/autokw\.py'.*autokws\.py"):
+        configs.load_file("configs/autokw.py:demo")
+    with pytest.raises(UserError, match=r"no file 'nowhere/tc_resnet\.py'.*configs/tc"):
+        configs.load_file("nowhere/tc_resnet.py")
+
+
+def test_a_file_without_get_config_is_refused(tmp_path):
+    file = tmp_path / "empty.py"
+    file.write_text("x = 1\n")
+    with pytest.raises(UserError, match="defines no get_config"):
+        configs.load_file(str(file))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.data.sorce=folder", "config.data has no field 'sorce'; did you mean"),
+        ("--config.sed=1", "config has no field 'sed'; did you mean 'seed'"),
+        ("--config.stages[0].epoch=1", r"config.stages[0] has no field 'epoch'"),
+        ("--config.stages[7].epochs=1", "config.stages has 2 entries"),
+        ("--config.seed.x=1", "config.seed is a value, not a group"),
+        ("-config.data.sorce", "config.data has no field 'sorce'"),
+    ],
+)
+def test_an_unknown_field_is_told_with_the_nearest(argument, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        configs.check_overrides(load("autokws:"), ["main", argument], "config")
+
+
+def test_known_fields_and_other_flags_pass():
+    arguments = [
+        "main",
+        "--config=configs/autokws.py",
+        "--config.data.dir=/somewhere/config.data.sorce=x",
+        "--config.stages[1].optimizer.learning_rate=0.1",
+        "--workdir=x",
+        "--data.nonsense=1",
+    ]
+    configs.check_overrides(load("autokws:"), arguments, "config")
+    with pytest.raises(UserError, match=r"--data\.nonsense: config\.data has no field"):
+        configs.check_overrides(load("autokws:"), arguments, "data")
+
+
+def changed(field, value, experiment="autokws:cpu"):
+    config = load(experiment)
+    *groups, name = re.findall(r"[^.\[\]]+", field)
+    here = config
+    for group in groups:
+        here = here[int(group)] if group.isdigit() else here[group]
+    here[name] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("data.source", "tdfs", "config.data.source = 'tdfs' is unknown; did you mean"),
+        ("stages[0].kind", "serch", "stages[0].kind = 'serch' is unknown; did you mean"),
+        ("stages[1].name", "search", "the names ['search', 'search'] must differ"),
+        ("stages[1].epochs", 0.0, "config.stages[1]: set epochs or steps above 0"),
+        ("stages[0].batch_size", 0, "config.stages[0].batch_size = 0: give at least 1"),
+        ("stages[0].eval_every_epochs", 0.0, "stages[0].eval_every_epochs"),
+        ("stages[1].condition.clean_fraction", 1.5, "condition.clean_fraction"),
+        ("stages[1].condition.background_probability", -0.1, "background_probability"),
+        ("log_every_steps", 0, "config.log_every_steps = 0: give at least 1"),
+        ("data.threads", 0, "config.data.threads = 0"),
+        ("evaluation.batch_size", -1, "config.evaluation.batch_size = -1"),
+        ("stages", (), "config.stages is empty"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(field, value, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        configs.check(changed(field, value))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", 7),
+        ("data.keywords", "yes,no"),
+        ("stages[0].optimizer.learning_rate", 0.5),
+        ("stages[1].condition.snr_db", (10.0,)),
+        ("evaluation.snr_db", (10.0,)),
+        ("network.dropout", 0.0),
+    ],
+)
+def test_another_experiment_is_told_by_the_field_that_differs(field, value):
+    here, there = changed(field, value), load("autokws:cpu")
+    with pytest.raises(UserError, match="belongs to another experiment") as caught:
+        configs.check_same(here, there, Path("runs/x"))
+    lines = [line for line in str(caught.value).splitlines() if " there, " in line]
+    assert len(lines) == 1
+    assert lines[0].strip().startswith(f"config.{field}: ")
+    assert "--workdir=runs/x" in str(caught.value)
+
+
+def test_another_number_of_stages_is_another_experiment():
+    with pytest.raises(UserError, match="belongs to another experiment"):
+        configs.check_same(load("tc_resnet:"), load("autokws:"), Path("x"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("data.dir", "/elsewhere"),
+        ("data.cache_dir", "/elsewhere"),
+        ("data.threads", 7),
+        ("log_every_steps", 3),
+    ],
+)
+def test_where_things_lie_and_how_they_are_shown_may_differ(field, value):
+    configs.check_same(changed(field, value), load("autokws:cpu"), Path("x"))
+
+
+def test_a_folder_without_an_experiment_is_told(tmp_path):
+    with pytest.raises(UserError, match="holds no experiment"):
+        configs.load_workdir(tmp_path)
+    (tmp_path / "config.json").write_text('{"seed": 0, "da')
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        configs.load_workdir(tmp_path)
+
+
+def test_the_last_value_of_a_flag_counts():
+    argv = ["main", "--config=a.py", "-workdir", "w", "--config", "b.py", "--configs=c"]
+    assert command_line.value_of("config", argv) == "b.py"
+    assert command_line.value_of("workdir", argv) == "w"
+    assert command_line.value_of("output", argv) == ""
+
+
+# Says on its last line of stderr which of the slow libraries were imported.
+_WATCHED = """
+import atexit, runpy, sys
+slow = ("jax", "tensorflow", "flax", "matplotlib")
+atexit.register(lambda: print([m for m in slow if m in sys.modules], file=sys.stderr))
+program, sys.argv = sys.argv[1], sys.argv[1:]
+runpy.run_module(program, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        (
+            "main",
+            ["--config=configs/autokws.py", "--config.data.sorce=x", "--workdir=w"],
+            "--config.data.sorce: config.data has no field 'sorce'; did you mean "
+            "'source'?",
+        ),
+        (
+            "main",
+            ["--config=configs/autokws.py:cpu", "--config.seed=abc", "--workdir=w"],
+            "abc",
+        ),
+        ("main", ["--config=configs/autokws.py:tiny", "--workdir=w"], "'tiny'"),
+        ("main", ["--config=configs/autokws.py", "--workdr=w"], "workdr"),
+        ("main", ["--config=configs/autokws.py", "word", "--workdir=w"], "['word']"),
+        ("main", ["--config=configs/autokws.py"], "--workdir=DIR"),
+        ("evaluate", ["--workdir=configs"], "--workdir=configs holds no experiment"),
+        ("evaluate", [], "--workdir=DIR"),
+        ("predict", ["--workdir=configs", "x.wav"], "--workdir=configs holds no exp"),
+        ("predict", ["--workdir=configs"], "at least one audio file"),
+    ],
+)
+def test_programs_end_with_one_message_and_without_jax(program, arguments, message):
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCHED, f"kws_jax.{program}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    seconds = time.monotonic() - began
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    *told, imported = done.stderr.strip().splitlines()
+    assert told[0].startswith("error: ")
+    assert message in "\n".join(told)
+    assert "Traceback" not in done.stderr
+    assert imported == "[]"
+    # About 0.5 s alone; the limit leaves room for other work on the machine.
+    assert seconds < 10

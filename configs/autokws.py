@@ -41,6 +41,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
             # the search stage has found.
             "genotype": "",
             "dropout": 0.5,
+            # What running statistics keep at each step.
+            "batch_norm_momentum": 0.997,
         }
     )
     config.search = _search(method)
@@ -124,6 +126,8 @@ def _shorten(config: ConfigDict, search: ConfigDict, train: ConfigDict) -> None:
 
 def _demo(config: ConfigDict, search: ConfigDict, train: ConfigDict) -> None:
     config.data.source = "synthetic"
-    train.update(epochs=15.0)
+    # Some three hundred steps: the running statistics must follow sooner.
+    config.network.batch_norm_momentum = 0.9
+    train.epochs = 15.0
     if search.kind == "search":
         search.epochs = 6.0

@@ -26,7 +26,13 @@ def get_config(argument: str | None = None) -> ConfigDict:
     depth, _, width = chosen["network"].partition("-")
     config = common.base("tc_resnet")
     config.network = ConfigDict(
-        {"name": f"tc_resnet{depth}", "width": float(width or 1), "dropout": 0.5}
+        {
+            "name": f"tc_resnet{depth}",
+            "width": float(width or 1),
+            "dropout": 0.5,
+            # What running statistics keep at each step.
+            "batch_norm_momentum": 0.997,
+        }
     )
     train = common.train_stage()
     if chosen["size"] != "paper":
@@ -34,5 +40,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if chosen["size"] == "demo":
         config.data.source = "synthetic"
         train.epochs = 15.0
+        # Some three hundred steps: the running statistics must follow sooner.
+        config.network.batch_norm_momentum = 0.9
     config.stages = (train,)
     return config.lock()

@@ -27,11 +27,20 @@ def conv(channels: int, kernel: int, stride: int = 1, *, name: str) -> nn.Conv:
     )
 
 
-def batch_norm(*, train: bool, affine: bool = True, name: str) -> nn.BatchNorm:
-    """Batch norm over batch and time; `affine` adds the learned scale and shift."""
+def batch_norm(
+    *,
+    train: bool,
+    affine: bool = True,
+    momentum: float = BATCH_NORM_MOMENTUM,
+    name: str,
+) -> nn.BatchNorm:
+    """Batch norm over batch and time; `affine` adds the learned scale and shift.
+
+    `momentum` is what the running statistics keep at each training step.
+    """
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=BATCH_NORM_MOMENTUM,
+        momentum=momentum,
         epsilon=BATCH_NORM_EPSILON,
         use_scale=affine,
         use_bias=affine,
@@ -74,6 +83,7 @@ class TCBlock(nn.Module):
     se_reduction: int = 4
     shortcut: str = "1x1"
     affine: bool = True
+    batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
     @nn.compact
     def __call__(
@@ -84,7 +94,12 @@ class TCBlock(nn.Module):
             raise ValueError(f"shortcut must be in {SHORTCUTS}, got {self.shortcut!r}")
 
         def norm(y: jax.Array, name: str) -> jax.Array:
-            return batch_norm(train=train, affine=self.affine, name=name)(y)
+            return batch_norm(
+                train=train,
+                affine=self.affine,
+                momentum=self.batch_norm_momentum,
+                name=name,
+            )(y)
 
         y = conv(self.channels, self.kernel, self.stride, name="conv1")(x)
         y = nn.relu(norm(y, "bn1"))
@@ -103,6 +118,7 @@ class Stem(nn.Module):
 
     channels: int
     affine: bool = True
+    batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
     @nn.compact
     def __call__(
@@ -110,7 +126,13 @@ class Stem(nn.Module):
     ) -> Float[Array, "b t c"]:
         """`channels` channels at the rate of the features."""
         x = conv(self.channels, STEM_KERNEL, name="conv")(features)
-        return nn.relu(batch_norm(train=train, affine=self.affine, name="bn")(x))
+        norm = batch_norm(
+            train=train,
+            affine=self.affine,
+            momentum=self.batch_norm_momentum,
+            name="bn",
+        )
+        return nn.relu(norm(x))
 
 
 class Head(nn.Module):

@@ -92,7 +92,9 @@ class Genotype:
         known = [field.name for field in dataclasses.fields(cls)]
         for field in fields:
             if field not in known:
-                raise UserError(f"{source}: no field {field!r}: {nearest(field, known)}")
+                raise UserError(
+                    f"{source}: no field {field!r}: {nearest(field, known)}"
+                )
         if "layers" not in fields:
             raise UserError(f"{source}: field 'layers' is missing.")
         try:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kws_jax.models.blocks import Head, Stem, TCBlock, time_pool
+from kws_jax.models.blocks import BATCH_NORM_MOMENTUM, Head, Stem, TCBlock, time_pool
 from kws_jax.models.genotype import SKIP, Genotype, parse_operation
 
 
@@ -21,7 +21,8 @@ class MixedLayer(nn.Module):
 
     Attributes:
       operations: names such as "C5SE" or "SKIP".
-      channels, stride, shortcut, se_reduction, affine: see TCBlock.
+      channels, stride, shortcut, se_reduction, affine, batch_norm_momentum: those of
+        TCBlock.
       skip_noise: in training, the output of SKIP gets Gaussian noise whose standard
         deviation is this many times that of the layer's input (NoisyDARTS).
     """
@@ -33,12 +34,13 @@ class MixedLayer(nn.Module):
     se_reduction: int = 4
     affine: bool = True
     skip_noise: float = 0.0
+    batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "b t c"],
-        weights: Float[Array, "o"] | None = None,
+        weights: Float[Array, " o"] | None = None,
         *,
         train: bool,
     ) -> Float[Array, "b s d"]:
@@ -60,6 +62,7 @@ class MixedLayer(nn.Module):
             se_reduction=self.se_reduction,
             shortcut=self.shortcut,
             affine=self.affine,
+            batch_norm_momentum=self.batch_norm_momentum,
             name=operation,
         )(x, train=train)
 
@@ -77,15 +80,20 @@ class SearchedTCNet(nn.Module):
       num_labels: number of classes k.
       genotype: operations, strides and channels of the layers.
       dropout: share of embedding entries dropped in training.
+      batch_norm_momentum: what the running statistics keep at each step.
     """
 
     num_labels: int
     genotype: Genotype
     dropout: float = 0.5
+    batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
-    def setup(self):
+    def setup(self) -> None:
+        """Names the layers."""
         genotype = self.genotype
-        self.stem = Stem(genotype.stem_channels)
+        self.stem = Stem(
+            genotype.stem_channels, batch_norm_momentum=self.batch_norm_momentum
+        )
         self.layers = [
             MixedLayer(
                 operations,
@@ -93,6 +101,7 @@ class SearchedTCNet(nn.Module):
                 stride,
                 shortcut=genotype.shortcut,
                 se_reduction=genotype.se_reduction,
+                batch_norm_momentum=self.batch_norm_momentum,
             )
             for operations, channels, stride in zip(
                 genotype.layers, genotype.channels, genotype.strides, strict=True

@@ -7,7 +7,7 @@ Devices", Interspeech 2019 (code: hyperconnect/TC-ResNet).
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from kws_jax.models.blocks import Head, Stem, TCBlock, time_pool
+from kws_jax.models.blocks import BATCH_NORM_MOMENTUM, Head, Stem, TCBlock, time_pool
 
 KERNEL = 9
 STEM_CHANNELS = 16
@@ -28,6 +28,7 @@ class TCResNet(nn.Module):
       dropout: share of embedding entries dropped in training.
       se: squeeze-and-excite in every block (not in the paper).
       se_reduction: channels per hidden unit of squeeze-and-excite.
+      batch_norm_momentum: what the running statistics keep at each step.
     """
 
     num_labels: int
@@ -36,10 +37,15 @@ class TCResNet(nn.Module):
     dropout: float = 0.5
     se: bool = False
     se_reduction: int = 4
+    batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
-    def setup(self):
+    def setup(self) -> None:
+        """Names the layers."""
         channels, strides = BLOCKS[self.depth]
-        self.stem = Stem(int(STEM_CHANNELS * self.width))
+        self.stem = Stem(
+            int(STEM_CHANNELS * self.width),
+            batch_norm_momentum=self.batch_norm_momentum,
+        )
         self.blocks = [
             TCBlock(
                 KERNEL,
@@ -47,6 +53,7 @@ class TCResNet(nn.Module):
                 stride,
                 se=self.se,
                 se_reduction=self.se_reduction,
+                batch_norm_momentum=self.batch_norm_momentum,
             )
             for c, stride in zip(channels, strides, strict=True)
         ]

@@ -87,7 +87,9 @@ class FairDarts(Darts):
         for names, weights in zip(
             space.candidates, self.op_weights(architecture), strict=True
         ):
-            kept = [n for n, w in zip(names, weights, strict=True) if w > self.threshold]
+            kept = [
+                n for n, w in zip(names, weights, strict=True) if w > self.threshold
+            ]
             layers.append(kept or [names[int(np.argmax(weights))]])
         return space.genotype(layers)
 
@@ -111,5 +113,7 @@ def create_method(name: str, **settings: Any) -> Darts:
     for setting in settings:
         if setting not in known:
             hint = nearest(setting, known) if known else "it has none"
-            raise UserError(f"search method {name!r} has no setting {setting!r}: {hint}")
+            raise UserError(
+                f"search method {name!r} has no setting {setting!r}: {hint}"
+            )
     return METHODS[name](**settings)

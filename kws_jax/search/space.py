@@ -13,7 +13,7 @@ from kws_jax.models import genotype as genotypes
 from kws_jax.models.genotype import OPERATIONS, SKIP, Genotype
 
 # One vector of architecture weights a layer, in the order of the layer's candidates.
-Architecture = tuple[Float[Array, "o"], ...]
+Architecture = tuple[Float[Array, " o"], ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 from jaxtyping import Array, Float
 
-from kws_jax.models.blocks import Head, Stem, time_pool
+from kws_jax.models.blocks import BATCH_NORM_MOMENTUM, Head, Stem, time_pool
 from kws_jax.models.genotype import SKIP, Genotype
 from kws_jax.models.searched import MixedLayer
 from kws_jax.search.space import SearchSpace
@@ -28,6 +28,7 @@ class SuperNet(nn.Module):
       dropout: share of embedding entries dropped in training.
       affine: learned scale and shift in the batch norms of the candidates.
       skip_noise: NoisyDARTS' noise on SKIP, relative to its input's deviation.
+      batch_norm_momentum: what the running statistics keep at each step.
     """
 
     num_labels: int
@@ -35,10 +36,14 @@ class SuperNet(nn.Module):
     dropout: float = 0.5
     affine: bool = True
     skip_noise: float = 0.0
+    batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
-    def setup(self):
+    def setup(self) -> None:
+        """Names the layers."""
         space = self.space
-        self.stem = Stem(space.stem_channels)
+        self.stem = Stem(
+            space.stem_channels, batch_norm_momentum=self.batch_norm_momentum
+        )
         self.layers = [
             MixedLayer(
                 operations,
@@ -48,6 +53,7 @@ class SuperNet(nn.Module):
                 se_reduction=space.se_reduction,
                 affine=self.affine,
                 skip_noise=self.skip_noise,
+                batch_norm_momentum=self.batch_norm_momentum,
             )
             for operations, channels, stride in zip(
                 space.candidates, space.channels, space.strides, strict=True
@@ -58,7 +64,7 @@ class SuperNet(nn.Module):
     def __call__(
         self,
         features: Float[Array, "b t f"],
-        op_weights: Sequence[Float[Array, "o"]],
+        op_weights: Sequence[Float[Array, " o"]],
         *,
         train: bool,
     ) -> Float[Array, "b k"]:

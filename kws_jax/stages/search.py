@@ -119,6 +119,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         space=create_space(parts),
         dropout=parts.config.network.dropout,
         skip_noise=method.skip_noise,
+        batch_norm_momentum=parts.config.network.batch_norm_momentum,
     )
     weights_half, architecture_half = halves(parts.task.train, parts.config.data.seed)
     plan = runner.plan_of(parts, index, len(weights_half))

@@ -93,9 +93,9 @@ class StageCheckpoints:
             restored = manager.restore(step, args=items)
         except (ValueError, KeyError, OSError) as error:
             raise UserError(
-                f"The checkpoint {self.directory} (step {step}) does not fit this "
+                f"The checkpoint {manager.directory / str(step)} does not fit this "
                 f"experiment or is damaged: {error}\nUse another --workdir, or remove "
-                "the checkpoint to start the stage again."
+                "this folder: the stage then goes on from the one before, or anew."
             ) from error
         return restored[_ITEM], restored[_NOTES]
 

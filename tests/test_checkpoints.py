@@ -1,0 +1,314 @@
+"""Checkpoints and logs: nothing that was saved is lost, whatever happens to the run."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+
+from kws_jax.errors import UserError
+from kws_jax.training import checkpoints
+from kws_jax.training.checkpoints import StageCheckpoints, write_json
+from kws_jax.training.logs import JsonLines
+from kws_jax.training.state import (
+    ARCHITECTURE,
+    WEIGHTS,
+    apply_gradients,
+    create_train_state,
+    without_optimizers,
+)
+
+TRANSFORMATIONS = {WEIGHTS: optax.sgd(0.1, 0.9), ARCHITECTURE: optax.adam(1e-3)}
+
+
+def make_state(seed=0, shape=(3, 4)):
+    """A state with two trees after one update, so that no optimiser state is zero."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    trees = {
+        WEIGHTS: {"kernel": jax.random.normal(keys[0], shape)},
+        ARCHITECTURE: (jax.random.normal(keys[1], (5,)), jnp.ones(2)),
+    }
+    state = create_train_state(trees, {"mean": jnp.arange(3.0)}, TRANSFORMATIONS)
+    gradients = jax.tree.map(jnp.cos, trees)
+    state = apply_gradients(state, gradients, TRANSFORMATIONS)
+    return state.replace(step=jnp.int32(seed))
+
+
+@pytest.fixture
+def open_at():
+    opened = []
+
+    def open_checkpoints(directory, **options):
+        opened.append(StageCheckpoints(directory, **options))
+        return opened[-1]
+
+    yield open_checkpoints
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with the states 5 and 9 as last ones; copied by those who harm it."""
+    directory = tmp_path_factory.mktemp("saved") / "stage"
+    kept = StageCheckpoints(directory)
+    for step in (5, 9):
+        kept.save_last(step, make_state(step), {"step": step})
+    kept.close()
+    return directory
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path, open_at):
+    state, notes = make_state(7), {"best_accuracy": 0.1 + 0.2, "best_step": 3}
+    open_at(tmp_path).save_last(7, state, notes)
+    restored, found = open_at(tmp_path).restore_last(make_state(1))
+    chex.assert_trees_all_equal_shapes_and_dtypes(restored, state)
+    chex.assert_trees_all_equal(restored, state)
+    assert found == notes
+    assert float(jnp.abs(restored.opt_state[WEIGHTS][0].trace["kernel"]).min()) > 0
+
+
+def test_an_empty_folder_has_no_state(tmp_path, open_at):
+    kept = open_at(tmp_path)
+    assert kept.restore_last(make_state()) is None
+    assert kept.restore_best(make_state()) is None
+    assert kept.last_path() == "none yet"
+
+
+def test_the_best_and_the_newest_two_are_kept(tmp_path, open_at):
+    kept = open_at(tmp_path)
+    for step in (1, 2, 3):
+        kept.save_last(step, make_state(step), {"step": step})
+    for step in (1, 2):
+        kept.save_best(step, without_optimizers(make_state(step)), {"step": step})
+    again = open_at(tmp_path)
+    last, notes = again.restore_last(make_state())
+    chex.assert_trees_all_equal(last, make_state(3))
+    assert notes == {"step": 3}
+    best, notes = again.restore_best(without_optimizers(make_state()))
+    chex.assert_trees_all_equal(best, without_optimizers(make_state(2)))
+    assert notes == {"step": 2}
+    assert sorted(p.name for p in (tmp_path / "last").iterdir()) == ["2", "3"]
+    assert kept.last_path() == str(tmp_path / "last" / "3")
+
+
+def test_the_same_step_may_be_saved_again(tmp_path, open_at):
+    kept = open_at(tmp_path)
+    kept.save_best(4, make_state(1), {})
+    kept.save_best(4, make_state(2), {"second": True})
+    best, notes = open_at(tmp_path).restore_best(make_state())
+    chex.assert_trees_all_equal(best, make_state(2))
+    assert notes == {"second": True}
+
+
+def test_reading_changes_nothing(saved, tmp_path, open_at):
+    shutil.copytree(saved, tmp_path / "stage")
+    (tmp_path / "stage" / "last" / "12.orbax-checkpoint-tmp").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    kept = open_at(tmp_path / "stage", read_only=True)
+    assert int(kept.restore_last(make_state())[0].step) == 9
+    assert open_at(tmp_path / "none", read_only=True).restore_best({}) is None
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "removed"])
+@pytest.mark.parametrize(
+    "pattern",
+    ["state/d/*", "state/manifest.ocdbt", "state/_METADATA", "notes/metadata"],
+)
+def test_a_damaged_checkpoint_is_named(pattern, damage, saved, tmp_path, open_at):
+    shutil.copytree(saved, tmp_path / "stage")
+    for file in (tmp_path / "stage" / "last" / "9").glob(pattern):
+        content = file.read_bytes()
+        if damage == "removed":
+            file.unlink()
+        else:
+            file.write_bytes(content[: len(content) // 2 * (damage == "truncated")])
+    kept = open_at(tmp_path / "stage", read_only=True)
+    with pytest.raises(UserError, match="is damaged") as caught:
+        kept.restore_last(make_state())
+    assert str(tmp_path / "stage" / "last" / "9") in str(caught.value)
+
+
+def test_removing_a_damaged_checkpoint_leaves_the_one_before(saved, tmp_path, open_at):
+    shutil.copytree(saved, tmp_path / "stage")
+    shutil.rmtree(tmp_path / "stage" / "last" / "9")
+    restored, _ = open_at(tmp_path / "stage").restore_last(make_state())
+    chex.assert_trees_all_equal(restored, make_state(5))
+
+
+def test_a_state_of_another_network_is_told(saved, open_at):
+    kept = open_at(saved, read_only=True)
+    with pytest.raises(UserError, match="does not fit this experiment"):
+        kept.restore_last(make_state(shape=(4, 3)))
+    other = make_state()
+    other = other.replace(trees={**other.trees, "more": jnp.ones(1)})
+    with pytest.raises(UserError, match="does not fit this experiment"):
+        kept.restore_last(other)
+
+
+_SAVES = """
+import jax.numpy as jnp, sys
+from kws_jax.training.checkpoints import StageCheckpoints
+kept = StageCheckpoints(sys.argv[1])
+kept.save_last(1, {"w": jnp.full((1000,), 1.0)}, {"n": 1})
+kept.save_best(1, {"w": jnp.full((1000,), 1.0)}, {"n": 1})
+print("saved", flush=True)
+many = {"w": jnp.ones((1000,)), "more": [jnp.ones((1 << 20,))] * 100}
+kept.save_last(2, many, {"n": 2})
+"""
+
+
+def test_a_kill_while_saving_leaves_the_former_checkpoint(tmp_path, open_at):
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SAVES, str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout.readline() == b"saved\n"
+    deadline = time.monotonic() + 60
+    while not [*(tmp_path / "last").glob("2.*/*")] and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    assert not (tmp_path / "last" / "2").exists()
+    kept = open_at(tmp_path)
+    like = {"w": jnp.zeros((1000,))}
+    for restored, notes in (kept.restore_last(like), kept.restore_best(like)):
+        np.testing.assert_array_equal(restored["w"], np.ones(1000))
+        assert notes == {"n": 1}
+    kept.save_last(2, like, {"n": 2})
+    assert open_at(tmp_path).restore_last(like)[1] == {"n": 2}
+    # What the kill left half-written does not fill the disk.
+    assert sorted(p.name for p in (tmp_path / "last").iterdir()) == ["1", "2"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 256 KiB; the test is skipped where none may be mounted."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if (
+        not shutil.which("mount")
+        or subprocess.run(command, capture_output=True).returncode
+    ):
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_told_and_the_former_checkpoint_stays(small_disk):
+    # Not through `open_at`: the disk is unmounted first.
+    kept = StageCheckpoints(small_disk / "stage")
+    kept.save_last(1, make_state(1), {"n": 1})
+    kept.save_best(1, make_state(1), {"n": 1})
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        kept.save_last(2, make_state(2, shape=(500, 400)), {"n": 2})
+    assert str(small_disk / "stage") in str(caught.value)
+    assert "Free some space" in str(caught.value)
+    kept.close()
+    again = StageCheckpoints(small_disk / "stage")
+    restored, notes = again.restore_last(make_state())
+    chex.assert_trees_all_equal(restored, make_state(1))
+    assert notes == {"n": 1}
+    # With space again (here: something smaller), the same command goes on.
+    again.save_last(2, make_state(2), {"n": 2})
+    chex.assert_trees_all_equal(again.restore_last(make_state())[0], make_state(2))
+    again.close()
+
+
+def test_a_full_disk_while_writing_a_file_keeps_the_former_file(small_disk):
+    file, log = small_disk / "results.json", JsonLines(small_disk / "metrics.jsonl")
+    write_json(file, [1, 2, 3])
+    log.append(stage="a", step=1)
+    with pytest.raises(UserError, match=r"results\.json.*No space left"):
+        write_json(file, "x" * 400_000)
+    assert json.loads(file.read_text()) == [1, 2, 3]
+    with pytest.raises(UserError, match=r"metrics\.jsonl.*No space left"):
+        log.append(stage="a", step=2, more="x" * 400_000)
+    for leftover in small_disk.glob("*.tmp"):
+        leftover.unlink()
+    log.rewind("a", 1)
+    assert [json.loads(s) for s in log.path.read_text().splitlines()] == [
+        {"stage": "a", "step": 1}
+    ]
+
+
+def test_a_failing_write_without_root_is_told_too(tmp_path, open_at, monkeypatch):
+    kept = open_at(tmp_path)
+    kept.save_last(1, make_state(1), {})
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(type(kept._last), "save", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        kept.save_last(2, make_state(2), {})
+    monkeypatch.undo()
+    chex.assert_trees_all_equal(kept.restore_last(make_state())[0], make_state(1))
+
+
+def test_a_mistake_in_the_code_is_not_told_as_a_full_disk(tmp_path):
+    with pytest.raises(ValueError, match="a bug"), checkpoints.saving(tmp_path):
+        raise ValueError("a bug")
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Could not write to"):
+        StageCheckpoints(epath.Path(tmp_path / "file" / "stage"))
+
+
+LINES = textwrap.dedent(
+    """\
+    {"stage": "search", "step": 10, "split": "train"}
+    {"stage": "search", "step": 10, "split": "validation"}
+    {"stage": "search", "step": 20, "split": "train"}
+    {"stage": "train", "step": 10, "split": "train"}
+    """
+)
+
+
+@pytest.mark.parametrize(
+    ("stage", "step", "later", "kept"),
+    [
+        ("search", 10, ("train",), [0, 1]),
+        ("search", 0, ("train",), []),
+        ("search", 15, (), [0, 1, 3]),
+        ("train", 0, (), [0, 1, 2]),
+        ("train", 10, (), [0, 1, 2, 3]),
+    ],
+)
+@pytest.mark.parametrize("tail", ["", '{"stage": "train", "st', "\x00\x00\x00"])
+def test_rewind_drops_later_and_half_written_lines(
+    stage, step, later, kept, tail, tmp_path
+):
+    log = JsonLines(tmp_path / "metrics.jsonl")
+    log.path.write_text(LINES + tail)
+    log.rewind(stage, step, later)
+    all_lines = LINES.splitlines(keepends=True)
+    assert log.path.read_text() == "".join(all_lines[i] for i in kept)
+    log.append(stage=stage, step=step + 1)
+    last = log.path.read_text().splitlines()[-1]
+    assert json.loads(last) == {"stage": stage, "step": step + 1}
+
+
+def test_rewinding_a_log_that_is_not_there_makes_none(tmp_path):
+    JsonLines(tmp_path / "metrics.jsonl").rewind("search", 0)
+    assert not [*tmp_path.iterdir()]

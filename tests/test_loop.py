@@ -1,0 +1,280 @@
+"""The training loop on a toy: what it saves, logs, takes up again and refuses."""
+
+import contextlib
+import itertools
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kws_jax.errors import UserError
+from kws_jax.training import loop
+from kws_jax.training.checkpoints import StageCheckpoints
+from kws_jax.training.logs import JsonLines
+from kws_jax.training.state import WEIGHTS, create_train_state, without_optimizers
+from kws_jax.training.step import make_train_step
+
+TRANSFORMATIONS = {WEIGHTS: optax.sgd(0.05, 0.9)}
+PLAN = loop.StagePlan(
+    name="toy",
+    total_steps=10,
+    steps_per_epoch=4.0,
+    eval_every=3,
+    log_every=2,
+    clips_per_step=8,
+)
+# Train lines where a log or a validation is due, validation lines every third step and
+# at the end.
+TRAIN_STEPS, VALIDATION_STEPS = [2, 3, 4, 6, 8, 9, 10], [3, 6, 9, 10]
+
+
+def loss_fn(trees, batch_stats, batch, key):
+    noise = jax.random.normal(key, ())
+    error = trees[WEIGHTS]["w"] - batch + 0.1 * noise
+    loss = jnp.mean(error**2)
+    return loss, ({"loss": loss, "accuracy": -loss}, batch_stats + 1)
+
+
+STEP = jax.jit(make_train_step(loss_fn, TRANSFORMATIONS))
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the loop may catch it."""
+
+
+class Run:
+    """One start of the toy stage in `folder`, and what it saw."""
+
+    def __init__(self, folder, **changes):
+        self.folder, self.batches, self.closed = folder, [], 0
+        self.log = JsonLines(folder / "metrics.jsonl")
+        self.accuracies = changes.pop("accuracies", lambda step: step / 100)
+        self.validation_loss = changes.pop("validation_loss", lambda step: 1.0)
+        self.step_fn = changes.pop("step_fn", self._step)
+        self.later = changes.pop("later", ())
+        self.fall_at = changes.pop("fall_at", None)
+        self.plan = changes.pop("plan", PLAN)
+        assert not changes
+        self.checkpoints = StageCheckpoints(folder / "stage")
+
+    def _step(self, state, batch):
+        return STEP(state, batch, jax.random.key(0))
+
+    def _batches(self, start):
+        for step in itertools.count(start):
+            self.batches.append(step)
+            yield jnp.float32(np.random.default_rng(step).normal(size=3))
+
+    def _validate(self, state):
+        step = int(state.step)
+        return {"loss": self.validation_loss(step), "accuracy": self.accuracies(step)}
+
+    @contextlib.contextmanager
+    def _reporter(self, start):
+        self.start = start
+        try:
+            yield self
+        finally:
+            self.closed += 1
+
+    def advance(self, n=1, **fields):
+        pass
+
+    def write(self, step, split, metrics):
+        self.log.append(stage="toy", step=step, split=split, **metrics)
+        if (step, split) == self.fall_at:
+            raise Killed
+
+    def train(self):
+        state = create_train_state(
+            {WEIGHTS: {"w": jnp.zeros(3)}}, jnp.zeros(()), TRANSFORMATIONS
+        )
+        try:
+            return loop.train_stage(
+                self.plan,
+                state,
+                step_fn=self.step_fn,
+                batches_from=self._batches,
+                validate=self._validate,
+                checkpoints=self.checkpoints,
+                reporter=self._reporter,
+                learning_rate=lambda step: 0.05 / (1 + step),
+                logs=(self.log,),
+                later_stages=self.later,
+            )
+        finally:
+            self.checkpoints.close()
+
+    def lines(self):
+        return [json.loads(line) for line in self.log.path.read_text().splitlines()]
+
+    def sequence(self):
+        return [(line["step"], line["split"]) for line in self.lines()]
+
+    def values(self):
+        """The lines without what the clock says."""
+        return [
+            {k: v for k, v in line.items() if k != "clips_per_second"}
+            for line in self.lines()
+        ]
+
+
+def saved(folder, kind="last"):
+    """The kept state of a stage, and its notes."""
+    state = create_train_state(
+        {WEIGHTS: {"w": jnp.zeros(3)}}, jnp.zeros(()), TRANSFORMATIONS
+    )
+    kept = StageCheckpoints(folder / "stage", read_only=True)
+    if kind == "best":
+        found = kept.restore_best(without_optimizers(state))
+    else:
+        found = kept.restore_last(state)
+    kept.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("undisturbed"))
+    run.state, run.notes = run.train()
+    return run
+
+
+def test_steps_are_the_optimizers_own(undisturbed):
+    w, momentum = np.zeros(3), np.zeros(3)
+    for step in range(PLAN.total_steps):
+        key = jax.random.fold_in(jax.random.key(0), step)
+        batch = np.float32(np.random.default_rng(step).normal(size=3))
+        gradient = 2 / 3 * (w - batch + 0.1 * float(jax.random.normal(key, ())))
+        momentum = 0.9 * momentum + gradient
+        w = w - 0.05 * momentum
+    np.testing.assert_allclose(undisturbed.state.trees[WEIGHTS]["w"], w, rtol=1e-5)
+    assert int(undisturbed.state.step) == PLAN.total_steps
+    assert float(undisturbed.state.batch_stats) == PLAN.total_steps
+
+
+def test_lines_are_written_when_due_and_average_their_steps(undisturbed):
+    lines = undisturbed.lines()
+    steps = {
+        split: [line["step"] for line in lines if line["split"] == split]
+        for split in ("train", "validation")
+    }
+    assert steps == {"train": TRAIN_STEPS, "validation": VALIDATION_STEPS}
+    assert lines[0]["learning_rate"] == pytest.approx(0.05 / 2)
+    first = [-line["accuracy"] for line in lines if line["split"] == "train"]
+    assert first == pytest.approx(
+        [line["loss"] for line in lines if "gradient_norm" in line]
+    )
+    assert undisturbed.closed == 1
+
+
+def test_the_last_state_is_kept_and_the_best_named(undisturbed):
+    last, notes = saved(undisturbed.folder)
+    chex.assert_trees_all_equal(last, undisturbed.state)
+    assert (notes["best_step"], notes["best_accuracy"]) == (10, 0.1)
+
+
+def test_the_first_of_the_best_validations_is_kept(tmp_path, undisturbed):
+    run = Run(tmp_path, accuracies={3: 0.5, 6: 0.9, 9: 0.9, 10: 0.7}.get)
+    _, notes = run.train()
+    best, at_best = saved(tmp_path, "best")
+    assert int(best.step) == at_best["best_step"] == notes["best_step"] == 6
+    assert notes["best_accuracy"] == 0.9
+    assert best.opt_state == {}
+
+
+@pytest.mark.parametrize(
+    "fall_at",
+    [(2, "train"), (3, "validation"), (4, "train"), (8, "train"), (9, "validation")],
+)
+def test_a_run_taken_up_again_ends_as_an_undisturbed_one(
+    fall_at, tmp_path, undisturbed
+):
+    with pytest.raises(Killed):
+        Run(tmp_path, fall_at=fall_at).train()
+    again = Run(tmp_path)
+    state, notes = again.train()
+    expected_start = 3 * ((fall_at[0] - (fall_at[1] == "validation")) // 3)
+    assert (again.start, again.batches[0]) == (expected_start, expected_start)
+    chex.assert_trees_all_equal(state, undisturbed.state)
+    chex.assert_trees_all_equal(saved(tmp_path)[0], undisturbed.state)
+    assert again.values() == undisturbed.values()
+    for name in ("best_accuracy", "best_step"):
+        assert notes[name] == undisturbed.notes[name]
+
+
+def test_a_fall_between_best_and_last_loses_neither(tmp_path, undisturbed, monkeypatch):
+    def fall(self, step, *rest):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(StageCheckpoints, "save_last", fall)
+        Run(tmp_path).train()
+    assert saved(tmp_path) is None
+    state, notes = Run(tmp_path, accuracies=lambda step: 1 / step).train()
+    chex.assert_trees_all_equal(state, undisturbed.state)
+    assert int(saved(tmp_path, "best")[0].step) == notes["best_step"] == 3
+
+
+def test_a_finished_stage_makes_no_step(tmp_path, undisturbed):
+    Run(tmp_path).train()
+    again = Run(tmp_path, step_fn=lambda state, batch: pytest.fail("a step was made"))
+    state, notes = again.train()
+    chex.assert_trees_all_equal(state, undisturbed.state)
+    assert notes["best_step"] == 10
+    assert again.batches == []
+
+
+def test_a_restart_drops_the_lines_of_later_stages(tmp_path):
+    log = JsonLines(tmp_path / "metrics.jsonl")
+    for stage in ("before", "toy", "after"):
+        log.append(stage=stage, step=1, split="train")
+    run = Run(tmp_path, later=("after",))
+    run.train()
+    stages = [line["stage"] for line in run.lines()]
+    assert stages == ["before"] + ["toy"] * 11
+    assert [line["step"] for line in run.lines()].count(1) == 1
+
+
+def poisoned(at):
+    """The toy's step, whose loss is not finite from step `at` on."""
+
+    def step_fn(state, batch):
+        new, metrics = STEP(state, batch, jax.random.key(0))
+        bad = new.step >= at
+        return new, metrics | {"loss": jnp.where(bad, jnp.nan, metrics["loss"])}
+
+    return step_fn
+
+
+@pytest.mark.parametrize(("at", "good"), [(4, 3), (7, 6), (9, 6), (10, 9)])
+def test_a_loss_that_is_not_finite_stops_the_run(at, good, tmp_path):
+    run = Run(tmp_path, step_fn=poisoned(at))
+    with pytest.raises(UserError) as caught:
+        run.train()
+    message = str(caught.value)
+    assert f"The loss became nan at step {at} of stage 'toy'" in message
+    assert f"learning rate {0.05 / at:g}" in message
+    assert str(tmp_path / "stage" / "last" / str(good)) in message
+    assert int(saved(tmp_path)[0].step) == good
+    assert int(saved(tmp_path, "best")[0].step) == good
+    assert max(line["step"] for line in run.lines()) < at
+    assert run.closed == 1
+
+
+def test_a_loss_that_is_not_finite_before_any_checkpoint_says_so(tmp_path):
+    with pytest.raises(UserError, match=r"nan at step 1 .*checkpoint is none yet"):
+        Run(tmp_path, step_fn=poisoned(1)).train()
+    assert saved(tmp_path) is None
+
+
+def test_weights_broken_by_the_last_update_do_not_become_a_checkpoint(tmp_path):
+    run = Run(tmp_path, validation_loss=lambda step: float("inf" if step == 6 else 1))
+    with pytest.raises(UserError, match="The validation loss became inf at step 6"):
+        run.train()
+    assert int(saved(tmp_path)[0].step) == 3
+    assert int(saved(tmp_path, "best")[0].step) == 3

@@ -128,6 +128,6 @@ def _demo(config: ConfigDict, search: ConfigDict, train: ConfigDict) -> None:
     config.data.source = "synthetic"
     # Some three hundred steps: the running statistics must follow sooner.
     config.network.batch_norm_momentum = 0.9
-    train.epochs = 15.0
+    train.epochs = 40.0
     if search.kind == "search":
         search.epochs = 6.0

@@ -39,7 +39,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         train.update(steps=0, epochs=40.0)
     if chosen["size"] == "demo":
         config.data.source = "synthetic"
-        train.epochs = 15.0
+        train.epochs = 40.0
         # Some three hundred steps: the running statistics must follow sooner.
         config.network.batch_norm_momentum = 0.9
     config.stages = (train,)

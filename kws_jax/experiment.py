@@ -29,7 +29,7 @@ def run(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
       UserError: for everything the user can mend; what was saved stays.
     """
     console = Console(highlight=False)
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     folder = Path(workdir)
     check_workdir(config, folder)
     parts = build_parts(config, console)
@@ -93,7 +93,7 @@ def evaluate(config: ConfigDict, folder: Path, output: str) -> list[dict[str, An
       UserError: where the data has other labels than the network.
     """
     console = Console(highlight=False)
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     trained = load_setup(folder)
     parts = build_parts(config, console)
     if parts.labels != trained.labels:

@@ -1,6 +1,6 @@
 """The search step on quadratic problems whose gradients have a closed form.
 
-    L_train(w, α) = ½ wᵀ H w + wᵀ M α        L_val(w, α) = ½ |w − c|² + dᵀ α
+L_train(w, α) = ½ wᵀ H w + wᵀ M α        L_val(w, α) = ½ |w − c|² + dᵀ α
 """
 
 import chex
@@ -24,7 +24,9 @@ KEYS = (jax.random.key(1), jax.random.key(2))
 def loss_fn(trees, batch_stats, batch, key):
     del key
     w, alpha = trees[WEIGHTS], trees[ARCHITECTURE]
-    train = w @ HESSIAN.astype(np.float32) @ w / 2 + w @ MIXED.astype(np.float32) @ alpha
+    train = (
+        w @ HESSIAN.astype(np.float32) @ w / 2 + w @ MIXED.astype(np.float32) @ alpha
+    )
     val = jnp.sum((w - C.astype(np.float32)) ** 2) / 2 + D.astype(np.float32) @ alpha
     loss = jnp.where(batch["train"], train, val)
     seen = batch_stats + jnp.where(batch["train"], 1.0, 100.0)

@@ -213,6 +213,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
+# Of an asynchronous write that Orbax had begun.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_is_told_and_the_former_checkpoint_stays(small_disk):
     # Not through `open_at`: the disk is unmounted first.
     kept = StageCheckpoints(small_disk / "stage")

@@ -1,4 +1,4 @@
-"""Configs and command lines: what is wrong is told in one line, before JAX is imported."""
+"""Configs and command lines: mistakes are told in one line, without importing JAX."""
 
 import itertools
 import re

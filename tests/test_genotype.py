@@ -63,7 +63,10 @@ def test_published_networks_are_those_of_the_figure():
         ({"layers": LAYERS, "channels": (8, 8)}, "'channels' has 2"),
         ({"layers": LAYERS, "stem_channels": 0}, "positive"),
         ({"layers": LAYERS, "shortcut": "1X1"}, "shortcut '1X1'"),
-        ({"layers": LAYERS, "channels": (36, 40, 48, 48, 72, 72)}, r"layers\[1\].*SKIP"),
+        (
+            {"layers": LAYERS, "channels": (36, 40, 48, 48, 72, 72)},
+            r"layers\[1\].*SKIP",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, message):
@@ -80,7 +83,10 @@ def test_what_does_not_fit_is_refused(fields, message):
         ('{"layers": [["C5"]], "stride": [2]}', "no field 'stride'.*'strides'"),
         ('{"layers": [["C4"]], "strides": [2], "channels": [8]}', "unknown operation"),
         ('{"layers": 3}', "'layers'"),
-        ('{"layers": [[["C5"]]], "strides": [2], "channels": [8]}', "unknown operation"),
+        (
+            '{"layers": [[["C5"]]], "strides": [2], "channels": [8]}',
+            "unknown operation",
+        ),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):

@@ -165,10 +165,20 @@ def test_lines_are_written_when_due_and_average_their_steps(undisturbed):
     }
     assert steps == {"train": TRAIN_STEPS, "validation": VALIDATION_STEPS}
     assert lines[0]["learning_rate"] == pytest.approx(0.05 / 2)
-    first = [-line["accuracy"] for line in lines if line["split"] == "train"]
-    assert first == pytest.approx(
-        [line["loss"] for line in lines if "gradient_norm" in line]
+    # Each step's loss, from single steps, averaged over the steps of a line.
+    state = create_train_state(
+        {WEIGHTS: {"w": jnp.zeros(3)}}, jnp.zeros(()), TRANSFORMATIONS
     )
+    losses = []
+    for step in range(PLAN.total_steps):
+        batch = jnp.float32(np.random.default_rng(step).normal(size=3))
+        state, metrics = STEP(state, batch, jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    expected = [
+        np.mean(losses[start:end]) for start, end in zip([0, *TRAIN_STEPS], TRAIN_STEPS)
+    ]
+    found = [line["loss"] for line in lines if line["split"] == "train"]
+    assert found == pytest.approx(expected, rel=1e-6)
     assert undisturbed.closed == 1
 
 
@@ -211,9 +221,10 @@ def test_a_fall_between_best_and_last_loses_neither(tmp_path, undisturbed, monke
     def fall(self, step, *rest):
         raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(StageCheckpoints, "save_last", fall)
+    monkeypatch.setattr(StageCheckpoints, "save_last", fall)
+    with pytest.raises(Killed):
         Run(tmp_path).train()
+    monkeypatch.undo()
     assert saved(tmp_path) is None
     state, notes = Run(tmp_path, accuracies=lambda step: 1 / step).train()
     chex.assert_trees_all_equal(state, undisturbed.state)

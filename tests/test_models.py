@@ -130,12 +130,17 @@ def block_by_hand(x, variables, stride, *, se):
     return np.maximum(x + y, 0)
 
 
-def randomised(variables, seed=0):
-    """Random values everywhere, variances positive."""
+def random_variables(model, x, seed=0):
+    """Random values everywhere, variances positive; nothing is compiled."""
     rng = np.random.default_rng(seed)
+    variables = jax.eval_shape(
+        lambda: model.init(jax.random.key(0), jnp.asarray(x), train=False)
+    )
     return jax.tree.map(
-        lambda v: rng.uniform(0.2, 1.0, v.shape).astype(np.float32)
-        * (1 if v.ndim == 1 else rng.choice([-1, 1], v.shape)),
+        lambda v: (
+            rng.uniform(0.2, 1.0, v.shape).astype(np.float32)
+            * (1 if v.ndim == 1 else rng.choice([-1, 1], v.shape))
+        ),
         variables,
     )
 
@@ -147,13 +152,13 @@ def randomised(variables, seed=0):
 def test_tc_block_follows_its_definition(stride, channels, se, shortcut):
     block = blocks.TCBlock(5, channels, stride, se=se, shortcut=shortcut)
     x = np.random.default_rng(1).normal(size=(2, 11, 8)).astype(np.float32)
-    variables = randomised(block.init(jax.random.key(0), x, train=False))
+    variables = random_variables(block, x)
     expected_shortcut = stride == 2
     assert ("shortcut_conv" in variables["params"]) == expected_shortcut
     if expected_shortcut:
         kernel = variables["params"]["shortcut_conv"]["kernel"]
         assert len(kernel) == (1 if shortcut == "1x1" else 5)
-    got = block.apply(variables, x, train=False)
+    got = jax.jit(lambda x: block.apply(variables, x, train=False))(x)
     expected = block_by_hand(np.float64(x), variables, stride, se=se)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
@@ -161,19 +166,23 @@ def test_tc_block_follows_its_definition(stride, channels, se, shortcut):
 def test_training_normalises_with_the_batch_and_moves_the_statistics():
     block = blocks.TCBlock(3, 4)
     x = np.random.default_rng(1).normal(2.0, 3.0, size=(5, 9, 4)).astype(np.float32)
-    variables = block.init(jax.random.key(0), x, train=False)
-    _, moved = block.apply(variables, x, train=True, mutable=["batch_stats"])
+    variables = random_variables(block, x)
+    before = variables["batch_stats"]["bn1"]
+    moved = jax.jit(
+        lambda x: block.apply(variables, x, train=True, mutable=["batch_stats"])[1]
+    )(x)
     y = conv_same(np.float64(x), variables["params"]["conv1"]["kernel"], 1)
     stats = moved["batch_stats"]["bn1"]
     mean, var = y.mean((0, 1)), y.var((0, 1))
-    np.testing.assert_allclose(stats["mean"], 0.003 * mean, rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(stats["var"], 0.997 + 0.003 * var, rtol=1e-4)
+    for name, value in (("mean", mean), ("var", var)):
+        expected = 0.997 * before[name] + 0.003 * value
+        np.testing.assert_allclose(stats[name], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_tc_resnet_is_its_blocks_in_order():
     model = registry.create_model("tc_resnet14", 3, width=0.25)
     x = np.random.default_rng(2).normal(size=(2, 13, 6)).astype(np.float32)
-    variables = randomised(model.init(jax.random.key(0), x, train=False))
+    variables = random_variables(model, x)
     p, s = variables["params"], variables["batch_stats"]
 
     y = conv_same(np.float64(x), p["stem"]["conv"]["kernel"], 1)
@@ -184,9 +193,12 @@ def test_tc_resnet_is_its_blocks_in_order():
         y = block_by_hand(y, part, stride, se=False)
     embedding = y.mean(axis=1)
 
-    got = model.apply(variables, x, train=False, method="embed")
-    np.testing.assert_allclose(got, embedding, rtol=1e-3)
-    got = model.apply(variables, x, train=False)
+    def run(x, method):
+        return model.apply(variables, x, train=False, method=method)
+
+    run = jax.jit(run, static_argnames="method")
+    np.testing.assert_allclose(run(x, "embed"), embedding, rtol=1e-3)
+    got = run(x, "__call__")
     logits = embedding @ p["head"]["linear"]["kernel"]
     np.testing.assert_allclose(got, logits, rtol=1e-3, atol=1e-3 * abs(logits).max())
 

@@ -224,13 +224,18 @@ def test_throughput_counts_the_clips_and_not_the_padding(monkeypatch):
 
 def test_program_ends_while_an_endless_stream_is_open():
     program = """
+        import time
         import numpy as np
         from kws_jax.data import pipeline
         from kws_jax.data.conditions import CLEAN
         from kws_jax.data.corpus import Split
+
+        def read(rows):
+            time.sleep(0.01)  # so that batches are in the making at the end
+            return np.zeros((len(rows), 16000), np.int16)
+
         names = np.array(["a"] * 50)
-        split = Split("train", np.zeros(50, np.int32), names, names,
-                      lambda rows: np.zeros((len(rows), 16000), np.int16))
+        split = Split("train", np.zeros(50, np.int32), names, names, read)
         batches = pipeline.train_batches(split, CLEAN, batch_size=10, seed=0)
         next(batches)
         print("done")

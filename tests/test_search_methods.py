@@ -29,9 +29,7 @@ def test_every_method(name):
     for seed in range(20):
         derived = method.derive(architecture(seed), SPACE)
         assert isinstance(derived, Genotype)
-        for kept, names, a in zip(
-            derived.layers, SPACE.candidates, architecture(seed)
-        ):
+        for kept, names, a in zip(derived.layers, SPACE.candidates, architecture(seed)):
             assert names[int(np.argmax(a))] in kept
 
     def total(alphas):

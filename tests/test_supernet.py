@@ -1,52 +1,63 @@
+import dataclasses
 import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from kws_jax.errors import UserError
-from kws_jax.models.genotype import Genotype
+from kws_jax.models.genotype import OPERATIONS, Genotype
 from kws_jax.models.searched import MixedLayer, SearchedTCNet
+from kws_jax.search.bilevel import make_search_step
+from kws_jax.search.methods import create_method
 from kws_jax.search.random_search import random_genotype
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet, extract
+from kws_jax.training.state import ARCHITECTURE, WEIGHTS, create_train_state
 
 SPACE = SearchSpace(strides=(2, 1), channels=(8, 8), stem_channels=4)
 FEATURES = np.random.default_rng(0).normal(size=(3, 14, 5)).astype(np.float32)
 LABELS = 3
 
 
-@functools.cache
-def supernet(shortcut="1x1", affine=True):
-    space = SearchSpace(
-        SPACE.strides, SPACE.channels, SPACE.stem_channels, shortcut=shortcut
+def random_variables(init):
+    """Random values, variances positive, of the shapes of `init`; compiles nothing."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda v: (
+            rng.uniform(0.5, 1.5, v.shape)
+            * (rng.choice([-1, 1], v.shape) ** (v.ndim > 1))
+        ).astype(np.float32),
+        jax.eval_shape(init),
     )
+
+
+@functools.cache
+def supernet(operations=OPERATIONS, shortcut="1x1", affine=True):
+    space = dataclasses.replace(SPACE, operations=operations, shortcut=shortcut)
     net = SuperNet(LABELS, space, dropout=0.0, affine=affine)
     weights = tuple(jnp.ones(len(names)) for names in space.candidates)
-    variables = jax.jit(lambda x: net.init(jax.random.key(0), x, weights, train=False))(
-        FEATURES
-    )
-    rng = np.random.default_rng(1)
-    variables = jax.tree.map(
-        lambda v: (
-            v
-            if v.ndim > 1
-            else (v + rng.uniform(0.1, 0.5, v.shape)).astype(np.float32)
-        ),
-        variables,
+    features = jnp.asarray(FEATURES)
+    variables = random_variables(
+        lambda: net.init(jax.random.key(0), features, weights, train=False)
     )
 
-    def evaluate(variables, weights):
-        return net.apply(variables, FEATURES, weights, train=False)
+    def both_modes(variables, weights):
+        return both(net, variables, weights)
 
-    def train(variables, weights):
-        return net.apply(
-            variables, FEATURES, weights, train=True, mutable=["batch_stats"]
-        )
+    return space, net, variables, jax.jit(both_modes)
 
-    return space, variables, jax.jit(evaluate), jax.jit(train)
+
+def both(net, variables, *weights):
+    """Logits in evaluation, logits in training, new statistics."""
+    evaluated = net.apply(variables, FEATURES, *weights, train=False)
+    trained, moved = net.apply(
+        variables, FEATURES, *weights, train=True, mutable=["batch_stats"]
+    )
+    return evaluated, trained, moved
 
 
 def one_hot(space, genotype):
@@ -64,50 +75,51 @@ GENOTYPES = [
 ]
 
 
+FEW = ("C3SE", "C5", "SKIP")
+
+
 @pytest.mark.parametrize(
-    ("layers", "shortcut", "affine"),
+    ("layers", "settings"),
     [
-        *((layers, "1x1", True) for layers in GENOTYPES),
-        ((("C5", "C9SE"), ("C7SE",)), "jx1", True),
-        ((("C5SE",), ("C3",)), "1x1", False),
+        *((layers, {}) for layers in GENOTYPES),
+        ((("C5", "C3SE"), ("C5", "SKIP")), {"operations": FEW, "shortcut": "jx1"}),
+        ((("C3SE",), ("C5",)), {"operations": FEW, "affine": False}),
     ],
 )
-def test_supernet_with_one_hot_weights_is_the_derived_network(layers, shortcut, affine):
-    space, variables, evaluate, train = supernet(shortcut, affine)
+def test_supernet_with_one_hot_weights_is_the_derived_network(layers, settings):
+    space, _, variables, run = supernet(**settings)
     genotype = space.genotype(layers)
     derived = SearchedTCNet(LABELS, genotype, dropout=0.0)
     taken = extract(variables, genotype)
-    weights = one_hot(space, genotype)
 
-    expected_shapes = jax.eval_shape(
+    shapes = jax.eval_shape(
         lambda x: derived.init(jax.random.key(0), x, train=False), FEATURES
     )
-    chex.assert_trees_all_equal_shapes(taken, expected_shapes)
+    chex.assert_trees_all_equal_shapes(taken, shapes)
 
-    got = evaluate(variables, weights)
-    expected = jax.jit(lambda v: derived.apply(v, FEATURES, train=False))(taken)
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
-
-    got, moved = train(variables, weights)
-    expected, derived_moved = jax.jit(
-        lambda v: derived.apply(v, FEATURES, train=True, mutable=["batch_stats"])
-    )(taken)
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    evaluated, trained, moved = run(variables, one_hot(space, genotype))
+    expected = jax.jit(lambda v: both(derived, v))(taken)
+    scale = np.abs(expected[0]).max()
+    np.testing.assert_allclose(evaluated, expected[0], rtol=1e-4, atol=1e-5 * scale)
+    np.testing.assert_allclose(trained, expected[1], rtol=1e-4, atol=1e-4)
     moved = extract({"params": variables["params"], **moved}, genotype)
     chex.assert_trees_all_close(
-        moved["batch_stats"], derived_moved["batch_stats"], rtol=1e-4, atol=1e-6
+        moved["batch_stats"], expected[2]["batch_stats"], rtol=1e-3, atol=1e-4
     )
 
 
 def test_output_is_linear_in_the_weights_of_the_last_layer():
     layer = MixedLayer(("C3", "C5SE", "SKIP"), 4)
     x = np.random.default_rng(2).normal(size=(2, 9, 4)).astype(np.float32)
-    variables = layer.init(jax.random.key(0), x, jnp.ones(3), train=False)
+    variables = random_variables(
+        lambda: layer.init(jax.random.key(0), jnp.asarray(x), train=False)
+    )
     run = jax.jit(lambda w: layer.apply(variables, x, w, train=False))
     parts = np.stack([run(w) for w in jnp.eye(3)])
     weights = jnp.array([0.2, -1.0, 3.0])
     expected = np.einsum("o,obtc->btc", weights, parts)
-    np.testing.assert_allclose(run(weights), expected, rtol=1e-4, atol=1e-5)
+    scale = np.abs(parts).max()
+    np.testing.assert_allclose(run(weights), expected, rtol=1e-4, atol=1e-5 * scale)
     np.testing.assert_allclose(parts[2], x, rtol=1e-6)
 
 
@@ -123,8 +135,7 @@ def test_skip_noise_has_the_asked_deviation_and_only_in_training():
 
 
 def test_every_candidate_gets_a_gradient():
-    space, variables, _, _ = supernet()
-    net = SuperNet(LABELS, space, dropout=0.0)
+    space, net, variables, _ = supernet(FEW)
 
     def loss(params, weights):
         logits, _ = net.apply(
@@ -136,9 +147,7 @@ def test_every_candidate_gets_a_gradient():
         )
         return jnp.sum(jax.nn.log_softmax(logits)[:, 0])
 
-    weights = tuple(
-        jnp.full(len(names), 1 / len(names)) for names in space.candidates
-    )
+    weights = tuple(jnp.full(len(names), 1 / len(names)) for names in space.candidates)
     params, ops = jax.jit(jax.grad(loss, (0, 1)))(variables["params"], weights)
     chex.assert_tree_all_finite((params, ops))
     for gradient in jax.tree.leaves((params, ops)):
@@ -177,3 +186,38 @@ def test_genotype_outside_the_skeleton_is_refused_by_the_space():
     with pytest.raises(UserError, match=r"layers\[0\]"):
         SPACE.genotype([["SKIP"], ["C3"]])
     assert isinstance(SPACE.genotype([["C3"], ["SKIP"]]), Genotype)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_search_step_takes_the_supernet_and_keeps_the_shape_of_the_state(order):
+    space, _, variables, _ = supernet(FEW)
+    net = SuperNet(LABELS, space, skip_noise=0.2)
+    method = create_method("noisydarts")
+
+    def loss_fn(trees, batch_stats, batch, key):
+        dropout, noise = jax.random.split(key)
+        logits, moved = net.apply(
+            {"params": trees[WEIGHTS], "batch_stats": batch_stats},
+            batch,
+            method.op_weights(trees[ARCHITECTURE]),
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout, "noise": noise},
+        )
+        return -jnp.mean(jax.nn.log_softmax(logits)[:, 0]), ({}, moved["batch_stats"])
+
+    transformations = {
+        WEIGHTS: optax.chain(optax.clip_by_global_norm(5.0), optax.sgd(0.1, 0.9)),
+        ARCHITECTURE: optax.adam(3e-4),
+    }
+    trees = {
+        WEIGHTS: variables["params"],
+        ARCHITECTURE: space.init_architecture(jax.random.key(0)),
+    }
+    state = create_train_state(trees, variables["batch_stats"], transformations)
+    step = make_search_step(
+        loss_fn, transformations, order=order, regulariser=method.regulariser
+    )
+    moved, metrics = jax.eval_shape(step, state, FEATURES, FEATURES, jax.random.key(1))
+    chex.assert_trees_all_equal_shapes_and_dtypes(moved, state)
+    assert set(metrics) == {"loss", "architecture_loss"}

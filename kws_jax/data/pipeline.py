@@ -6,10 +6,13 @@ run that resumes at any step sees the batches it would have seen, and the proces
 pod together see the global batch that one process would.
 """
 
+import atexit
+import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 
 import numpy as np
@@ -300,12 +303,15 @@ def _stream(
     options.threading.max_intra_op_parallelism = 1
     data = tf.data.Dataset.range(steps.start, steps.stop)
     data = data.map(batch, num_parallel_calls=threads).prefetch(prefetch)
-    return _as_user_errors(data.with_options(options).as_numpy_iterator(), failures)
+    batches = data.with_options(options).as_numpy_iterator()
+    stream = _as_user_errors(batches, failures)
+    _open_streams.add(stream)
+    return stream
 
 
 def _as_user_errors(
     batches: Iterator[Batch], failures: list[UserError]
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Gives the reader's own error instead of TensorFlow's wrapping of it."""
     try:
         yield from batches
@@ -313,6 +319,19 @@ def _as_user_errors(
         if failures:
             raise failures[0] from None
         raise
+
+
+# A stream that is still open when the interpreter shuts down would wait for ever: its
+# threads need Python for the batches they make ahead. So all are closed just before.
+_open_streams: "weakref.WeakSet[Generator[Batch, None, None]]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_streams() -> None:
+    for stream in list(_open_streams):
+        # One that another thread is reading at this moment cannot be closed.
+        with contextlib.suppress(ValueError):
+            stream.close()
 
 
 def _generator(seed: int, stream: int, step: int) -> np.random.Generator:

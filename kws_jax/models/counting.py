@@ -45,14 +45,16 @@ def _count(jaxpr: jex_core.Jaxpr) -> int:
 
 def _count_equation(equation: jex_core.JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
+    operands: list[Any] = [variable.aval for variable in equation.invars]
+    results: list[Any] = [variable.aval for variable in equation.outvars]
     if name == "conv_general_dilated":
-        weights = equation.invars[1].aval.shape
+        weights = operands[1].shape
         out_channels = weights[params["dimension_numbers"].rhs_spec[0]]
-        return equation.outvars[0].aval.size * math.prod(weights) // out_channels
+        return results[0].size * math.prod(weights) // out_channels
     if name == "dot_general":
         contracted = params["dimension_numbers"][0][0]
-        shape = equation.invars[0].aval.shape
-        return equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        shape = operands[0].shape
+        return results[0].size * math.prod(shape[i] for i in contracted)
     counts = [_count(jaxpr) for jaxpr in _inner(params)]
     if name == "while" and any(counts):
         raise ValueError("cannot count a while loop: its length is not known")

@@ -539,7 +539,7 @@ def test_a_genotype_that_does_not_fit_is_named(refused, tmp_path):
     [
         ({"search__method": "noisydart"}, "did you mean 'noisydarts'"),
         ({"search__shortcut": "2x2"}, "2x2"),
-        ({"search__order": 3}, "order"),
+        ({"search__order": 3}, "config.search.order = 3: give 1 or 2"),
         ({"network__name": "tc_resnet8"}, "no setting 'genotype'"),
         ({"network__dropout": 1.5}, "'dropout'"),
         ({"stages__1__optimizer__name": "sdg"}, "did you mean 'sgd'"),

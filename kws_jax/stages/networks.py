@@ -68,6 +68,12 @@ def sample_features(setup: Setup) -> jax.Array:
     return jnp.zeros((1, *setup.frontend.shape), jnp.float32)
 
 
+def initial_variables(model: nn.Module, key: jax.Array, *inputs: PyTree) -> PyTree:
+    """Fresh variables of a network for inputs like these."""
+    # As one program: compiled operation by operation it takes many times as long.
+    return jax.jit(functools.partial(model.init, train=False))(key, *inputs)
+
+
 def split_variables(variables: Mapping[str, PyTree]) -> tuple[PyTree, PyTree]:
     """Parameters and batch statistics ({} for a network without) of a network."""
     return variables["params"], variables.get("batch_stats", {})

@@ -100,7 +100,7 @@ def best_state(parts: Setup, index: int, folder: Path, like: TrainState) -> Trai
             "its end; run kws_jax.main with this --workdir first."
         )
     checkpoints = StageCheckpoints(where, read_only=True)
-    like = sharding.replicate(without_optimizers(like), parts.mesh)
+    like = sharding.replicated_like(without_optimizers(like), parts.mesh)
     restored = checkpoints.restore_best(like)
     checkpoints.close()
     if restored is None:

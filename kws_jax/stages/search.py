@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kws_jax.data.corpus import Split
+from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import result
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts
@@ -60,6 +61,8 @@ def create_method(parts: Parts) -> Darts:
       UserError: for an unknown method or setting.
     """
     search = parts.config.search
+    if search.order not in (1, 2):
+        raise UserError(f"config.search.order = {search.order}: give 1 or 2.")
     settings: dict[str, dict[str, Any]] = {
         "fairdarts": {
             "threshold": search.threshold,
@@ -164,11 +167,11 @@ def _initial_state(
 ) -> TrainState:
     weights_key, architecture_key = jax.random.split(jax.random.key(parts.config.seed))
     architecture = supernet.space.init_architecture(architecture_key)
-    variables = supernet.init(
+    variables = networks.initial_variables(
+        supernet,
         weights_key,
         networks.sample_features(parts),
         method.op_weights(architecture),
-        train=False,
     )
     params, batch_stats = networks.split_variables(variables)
     trees = {WEIGHTS: params, ARCHITECTURE: architecture}

@@ -95,8 +95,8 @@ def initial_state(
     setup: Setup, model: nn.Module, transformations: dict[str, Any]
 ) -> TrainState:
     """A fresh state; the weights depend on config.seed alone."""
-    variables = model.init(
-        jax.random.key(setup.config.seed), networks.sample_features(setup), train=False
+    variables = networks.initial_variables(
+        model, jax.random.key(setup.config.seed), networks.sample_features(setup)
     )
     params, batch_stats = networks.split_variables(variables)
     return create_train_state({WEIGHTS: params}, batch_stats, transformations)
@@ -110,7 +110,7 @@ def variables_of(state: TrainState) -> dict[str, PyTree]:
 def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
     """The network of a finished stage, at its best step on validation."""
     model = networks.create_network(setup, folder)
-    like = initial_state(setup, model, {})
+    like = jax.eval_shape(lambda: initial_state(setup, model, {}))
     state = runner.best_state(setup, index, folder, like)
     return networks.trained_network(setup, model, variables_of(state))
 

@@ -31,6 +31,14 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def replicated_like(tree: Any, mesh: Mesh) -> Any:
+    """The shapes, types and places of `replicate(tree, mesh)`, without its values."""
+    place = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
+    )
+
+
 def shard(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """The global batch, split along its first axis, from this process's share of it."""
     sharding = NamedSharding(mesh, PartitionSpec(_AXIS))

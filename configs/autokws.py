@@ -53,9 +53,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
         first = _search_stage(method)
     config.stages = (first, train)
     if size != "paper":
-        _shorten(config, first, train)
-    if size == "demo":
-        _demo(config, first, train)
+        common.shorten(config, train, demo=size == "demo")
+        if method != "random":
+            _shorten_search(first, demo=size == "demo")
     return config.lock()
 
 
@@ -116,18 +116,10 @@ def _search_stage(method: str) -> ConfigDict:
     )
 
 
-def _shorten(config: ConfigDict, search: ConfigDict, train: ConfigDict) -> None:
-    train.update(steps=0, epochs=40.0)
-    if search.kind == "search":
-        search.epochs = 20.0
-        # A few hundred steps at 3e-4 cannot move an architecture away from uniform.
-        search.architecture_optimizer.learning_rate = 3e-3
-
-
-def _demo(config: ConfigDict, search: ConfigDict, train: ConfigDict) -> None:
-    config.data.source = "synthetic"
-    # Some three hundred steps: the running statistics must follow sooner.
-    config.network.batch_norm_momentum = 0.9
-    train.epochs = 40.0
-    if search.kind == "search":
-        search.epochs = 6.0
+def _shorten_search(search: ConfigDict, *, demo: bool) -> None:
+    search.update(epochs=12.0, eval_every_epochs=2.0)
+    # Four hundred steps at 3e-4 could not move an architecture away from uniform.
+    search.architecture_optimizer.learning_rate = 5e-3
+    if demo:
+        search.update(epochs=6.0, eval_every_epochs=1.0)
+        search.architecture_optimizer.learning_rate = 0.02

@@ -132,6 +132,25 @@ def train_stage() -> ConfigDict:
     )
 
 
+def shorten(config: ConfigDict, train: ConfigDict, *, demo: bool) -> None:
+    """The recipe for small data on two cores, the same for every network.
+
+    Thirty epochs over some ten thousand clips want a rate that falls steadily and masks
+    against overfitting: TC-ResNet8 reached 95.7 % on the validation clips of the
+    development set with them, 95.2 % in forty epochs of TC-ResNet's own recipe.
+    """
+    train.update(steps=0, epochs=30.0, eval_every_epochs=2.0)
+    train.optimizer.schedule = "cosine"
+    train.spec_augment = spec_augment(masks=1)
+    config.network.batch_norm_momentum = 0.99
+    if demo:
+        config.data.source = "synthetic"
+        train.epochs = 40.0
+        train.spec_augment = spec_augment()
+        # Some hundred steps: the running statistics must follow sooner.
+        config.network.batch_norm_momentum = 0.9
+
+
 def evaluation() -> ConfigDict:
     """What the finished network is tested on, beside the clean clips."""
     return ConfigDict(

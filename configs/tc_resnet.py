@@ -36,11 +36,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     train = common.train_stage()
     if chosen["size"] != "paper":
-        train.update(steps=0, epochs=40.0)
-    if chosen["size"] == "demo":
-        config.data.source = "synthetic"
-        train.epochs = 40.0
-        # Some three hundred steps: the running statistics must follow sooner.
-        config.network.batch_norm_momentum = 0.9
+        common.shorten(config, train, demo=chosen["size"] == "demo")
     config.stages = (train,)
     return config.lock()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 from kws_jax import command_line, runtime
 from kws_jax import config as configs
@@ -68,6 +68,7 @@ def predictions(workdir: Path, files: list[Path]) -> Iterator[dict]:
     from kws_jax.parts import load_setup
     from kws_jax.stages import dispatch
 
+    logging.set_verbosity(logging.WARNING)
     network = dispatch.finished_network(load_setup(workdir), workdir)
     words = [label not in (UNKNOWN, SILENCE) for label in network.labels]
     for path in files:

@@ -106,7 +106,7 @@ def _manager(
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         create=not read_only,
-        read_only=read_only,
+        # Orbax's own option `read_only` warns of what it leaves out at every start.
         cleanup_tmp_directories=not read_only,
         enable_async_checkpointing=False,
     )

@@ -53,3 +53,13 @@ def value_of(flag: str, argv: list[str]) -> str:
         if name in (f"--{flag}", f"-{flag}"):
             value = given if equals else "".join(argv[position + 1 : position + 2])
     return value
+
+
+def without(flag: str, argv: list[str]) -> list[str]:
+    """The raw arguments without `--flag=VALUE` and `--flag VALUE`."""
+    names, kept, skip = (f"--{flag}", f"-{flag}"), [], False
+    for argument in argv:
+        if not skip and argument.partition("=")[0] not in names:
+            kept.append(argument)
+        skip = argument in names
+    return kept

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,12 @@ from kws_jax.stages import dispatch
 from kws_jax.training.checkpoints import saving, write_json, write_text
 
 
-def run(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
+def run(
+    config: ConfigDict, workdir: str, arguments: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Runs all stages, the final test and the report; returns the rows of results.
+
+    `arguments` are what the program was started with, to be shown in the report.
 
     Raises:
       UserError: for everything the user can mend; what was saved stays.
@@ -35,6 +40,8 @@ def run(config: ConfigDict, workdir: str) -> list[dict[str, Any]]:
     parts = build_parts(config, console)
     dispatch.check(parts, folder)
     claim_workdir(parts, folder)
+    if jax.process_index() == 0:
+        write_json(folder / "command.json", list(arguments))
     _print_pipeline_speed(parts, console)
     rows: list[dict[str, Any]] = []
     for index in range(len(config.stages)):

@@ -4,6 +4,8 @@ All stages are run, then the final test and the report. Run again with the same 
 it goes on where it stopped.
 """
 
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -39,7 +41,8 @@ def main(argv: list[str]) -> None:
     # After the checks: this imports JAX and TensorFlow.
     from kws_jax import experiment
 
-    experiment.run(_CONFIG.value, _WORKDIR.value)
+    arguments = command_line.without("workdir", sys.argv[1:])
+    experiment.run(_CONFIG.value, _WORKDIR.value, arguments)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ def keep_freed_memory() -> bool:
     )
 
 
-def cache_root(directory: str = "") -> Path:
+def cache_root(directory: str | os.PathLike[str] = "") -> Path:
     """Where prepared data and compiled programs live.
 
     `directory` if given, else $KWS_JAX_CACHE, else ~/.cache/kws_jax.
     """
-    chosen = directory or os.environ.get("KWS_JAX_CACHE", "")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "kws_jax"
+    chosen = directory or os.environ.get("KWS_JAX_CACHE") or "~/.cache/kws_jax"
+    return Path(chosen).expanduser()
 
 
 def configure(cache_dir: str = "") -> None:

@@ -14,6 +14,7 @@ import fake_speech_commands as fake
 import numpy as np
 import pytest
 
+from kws_jax import runtime
 from kws_jax.data import audio_files, store
 from kws_jax.data.corpus import Recording
 from kws_jax.data.folder import open_folder, read_noise_folder
@@ -368,10 +369,10 @@ def test_the_first_of_two_writers_stays(tmp_path):
 
 def test_cache_root(monkeypatch):
     monkeypatch.setenv("KWS_JAX_CACHE", "/somewhere")
-    assert store.cache_root("/given") == Path("/given")
-    assert store.cache_root() == Path("/somewhere")
+    assert runtime.cache_root("/given") == Path("/given")
+    assert runtime.cache_root() == Path("/somewhere")
     monkeypatch.delenv("KWS_JAX_CACHE")
-    assert store.cache_root() == Path.home() / ".cache" / "kws_jax"
+    assert runtime.cache_root() == Path.home() / ".cache" / "kws_jax"
 
 
 def test_real_speech_is_prepared_and_opened_in_seconds(cache):

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from kws_jax import runtime
 from kws_jax.data import store
 from kws_jax.data.audio_files import (
     AUDIO_SUFFIXES,
@@ -63,7 +64,7 @@ def open_folder(
 
     Args:
       directory: the folder.
-      cache_dir: where stores are kept, see `store.cache_root`.
+      cache_dir: where stores are kept, see `runtime.cache_root`.
       skip_corrupt: leave out files that cannot be read (they are logged) instead of
         raising an error.
       validation_fraction: share of the speakers (or files) for validation.
@@ -84,7 +85,7 @@ def open_folder(
         )
     listing = _list_folder(Path(directory))
     fractions = (validation_fraction, test_fraction)
-    path = _store_path(listing, fractions, store.cache_root(cache_dir))
+    path = _store_path(listing, fractions, runtime.cache_root(cache_dir))
     if not path.exists():
         _prepare(listing, path, fractions, skip_corrupt, progress)
     skipped = store.read_meta(path)["skipped"]

@@ -29,7 +29,7 @@ def open_corpus(
     Args:
       source: "tfds", "folder" or "synthetic".
       data_dir: the folder of clips, or the folder of TFDS ("" for its default).
-      cache_dir: where stores are kept, see `store.cache_root`.
+      cache_dir: where stores are kept, see `runtime.cache_root`.
       protocol: for "tfds", names the builder; see `protocols.PROTOCOLS`.
       builder: for "tfds", see `tfds_source.open_tfds`; "" for the protocol's own.
       skip_corrupt: for "folder", see `folder.open_folder`.

@@ -40,12 +40,6 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:1"
 _ABANDONED_SECONDS = 24 * 3600
 
 
-def cache_root(cache_dir: str | os.PathLike[str] = "") -> Path:
-    """Where stores are: `cache_dir`, else $KWS_JAX_CACHE, else ~/.cache/kws_jax."""
-    chosen = cache_dir or os.environ.get("KWS_JAX_CACHE") or "~/.cache/kws_jax"
-    return Path(chosen).expanduser()
-
-
 def fit(audio: np.ndarray) -> np.ndarray:
     """Cuts or zero-pads int16 [samples] at its end to int16 [CLIP_SAMPLES]."""
     clip = np.zeros(CLIP_SAMPLES, "<i2")

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from kws_jax import runtime
 from kws_jax.data import espeak, store
 from kws_jax.data.corpus import (
     CLIP_SAMPLES,
@@ -97,7 +98,7 @@ def synthesize_corpus(
     voices.
 
     Args:
-      cache_dir: where stores are kept, see `store.cache_root`.
+      cache_dir: where stores are kept, see `runtime.cache_root`.
       words: the keywords.
       other_words: words for the unknown class; a fifth as many clips of each. Those
         that are keywords are left out.
@@ -122,7 +123,7 @@ def synthesize_corpus(
         "seed": seed,
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    path = store.cache_root(cache_dir) / f"synthetic-{key}"
+    path = runtime.cache_root(cache_dir) / f"synthetic-{key}"
     if not path.exists():
         counts = {word: clips_per_word for word in words}
         counts |= {

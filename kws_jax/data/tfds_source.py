@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kws_jax import runtime
 from kws_jax.data import store
 from kws_jax.data.corpus import (
     SILENCE,
@@ -59,7 +60,7 @@ def open_tfds(
     Args:
       data_dir: folder of TFDS, "" for its default (~/tensorflow_datasets).
       builder: a name in `BUILDERS`.
-      cache_dir: where stores are kept, see `store.cache_root`.
+      cache_dir: where stores are kept, see `runtime.cache_root`.
       download: whether what is missing may be downloaded.
       progress: called with (clips done, all clips) while the store is written.
 
@@ -73,7 +74,7 @@ def open_tfds(
         )
     place = str(Path(data_dir).resolve()) if data_dir else ""
     folder = f"tfds-{builder}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
-    path = store.cache_root(cache_dir) / folder
+    path = runtime.cache_root(cache_dir) / folder
     if not path.exists():
         source = _prepared_builder(builder, data_dir, download)
         _convert(source, path, stock=builder == STOCK, progress=progress)

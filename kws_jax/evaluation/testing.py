@@ -77,7 +77,9 @@ def test_network(
     return rows, confusion, predictions
 
 
-def _share(stage: str, condition: str, metric: str, right: np.ndarray) -> dict[str, Any]:
+def _share(
+    stage: str, condition: str, metric: str, right: np.ndarray
+) -> dict[str, Any]:
     hits, count = int(right.sum()), len(right)
     return metrics.result(
         stage,

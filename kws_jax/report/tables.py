@@ -3,8 +3,7 @@
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from kws_jax.report import text
 from kws_jax.report.markup import Markup, join, tag
@@ -78,21 +77,17 @@ def reproduce(run: Run) -> Markup:
     folder = f"runs/{run.workdir.name}" if absolute else str(run.workdir)
     here, anew = shlex.quote(folder), shlex.quote(f"{folder}-again")
     commands = [
-        _main_command(run.config, anew),
         f"python -m kws_jax.evaluate --workdir={here}",
         f"python -m kws_jax.predict --workdir={here} CLIP.wav",
     ]
-    note = join(
-        [
-            "The first command runs the experiment anew, the second tests the trained "
-            "network again, the third uses it. The first names seed, data, network and "
-            "the length of the stages; every other field is listed under Configuration "
-            "and is set with ",
-            tag("code", "--config.FIELD=VALUE"),
-            " where it differs from the file’s default.",
-        ]
-    )
-    return join([tag("pre", "\n".join(commands)), tag("p", note, class_="note")])
+    told = "The last two commands test the trained network again and use it."
+    if run.arguments:
+        words = [shlex.quote(word) for word in run.arguments]
+        lines = ["python -m kws_jax.main", *words, f"--workdir={anew}"]
+        commands.insert(0, " \\\n    ".join(lines))
+        told = f"The first command runs the experiment anew. {told}"
+    shown = tag("pre", "\n".join(commands))
+    return join([shown, tag("p", told, class_="note")])
 
 
 def _card(value: str, name: str, detail: str = "") -> Markup:
@@ -227,31 +222,3 @@ def _value(measure: Measure) -> str:
     if abs(measure.value) >= 1000 or measure.value == round(measure.value):
         return text.count(measure.value)
     return f"{measure.value:.4g}"
-
-
-def _main_command(config: Mapping[str, Any], folder: str) -> str:
-    """The command of main, with the fields that make the experiment what it is."""
-    method = (config.get("search") or {}).get("method")
-    name = str(config.get("name", "NAME"))
-    path = f"configs/{name}.py:{method}" if method else f"configs/{name}.py"
-    lines = ["python -m kws_jax.main", f"--config={shlex.quote(path)}"]
-    lines.append(f"--workdir={folder}")
-    for field, value in _main_fields(config):
-        if isinstance(value, list | tuple):
-            value = ",".join(map(str, value))
-        if isinstance(value, str | int | float) and value != "":
-            lines.append(shlex.quote(f"--config.{field}={value}"))
-    return " \\\n    ".join(lines)
-
-
-def _main_fields(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(path, value) of the seed, the data, the network and the stages' lengths."""
-    yield "seed", config.get("seed")
-    data = config.get("data") or {}
-    for field in ("source", "dir", "keywords"):
-        yield f"data.{field}", data.get(field)
-    for field, value in (config.get("network") or {}).items():
-        yield f"network.{field}", value
-    for i, stage in enumerate(config.get("stages") or ()):
-        for field in ("epochs", "steps"):
-            yield f"stages[{i}].{field}", stage.get(field)

@@ -16,13 +16,10 @@ from kws_jax.training.state import (
     TrainState,
     apply_gradients,
 )
+from kws_jax.training.step import LossFn
 
 PyTree = Any
 Trees = dict[str, PyTree]
-# (trees, batch_stats, batch, key) -> (loss, (metrics, new batch_stats))
-LossFn = Callable[
-    [Trees, PyTree, PyTree, jax.Array], tuple[jax.Array, tuple[dict, PyTree]]
-]
 SearchStep = Callable[
     [TrainState, PyTree, PyTree, jax.Array], tuple[TrainState, dict[str, jax.Array]]
 ]

@@ -20,18 +20,25 @@ def data() -> ConfigDict:
             # A named protocol (kws_jax/data/protocols.py), or 'auto': 'tfds-12' for
             # TFDS, else 'custom'.
             "protocol": "auto",
-            # Comma-separated.
+            # For 'tfds': another builder of the protocol's data; '' is its own.
+            "builder": "",
+            # Comma-separated; protocols that take every word have no use for it.
             "keywords": TEN_KEYWORDS,
-            # Share of the keyword clips, per split; a negative value takes all others.
+            # For 'custom': share of the keyword clips, per split; a negative value
+            # takes all others.
             "unknown_percent": 10.0,
             "silence_percent": 10.0,
+            # What a clip of silence is: 'zeros', 'background' (a crop of a background
+            # recording at a random volume), '' for what the protocol has.
+            "silence": "",
             # Leave out audio files that cannot be read (they are listed either way).
             "skip_corrupt": False,
-            # For a folder without split lists and without speakers in file names.
+            # For a folder without split lists.
             "validation_fraction": 0.1,
             "test_fraction": 0.1,
-            # Folders of noise for training and the 'seen' test, and for the 'unseen'
-            # test; '' takes what the source has.
+            # Folders of noise. 'seen': for stages whose condition has snr_db, and for
+            # the 'seen' test; 'unseen': for that test alone. '' takes what the source
+            # has: its background recordings are seen, being added in training.
             "noise_seen": "",
             "noise_unseen": "",
             # For 'synthetic': training clips of each keyword.

@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ SOURCES = ("tfds", "folder", "synthetic")
 STAGE_KINDS = ("train", "search", "random_search")
 # Fields that may differ when an experiment is taken up again: where things lie and
 # how they are shown, not what is computed.
-_MAY_DIFFER = ("data.cache_dir", "data.dir", "data.threads", "log_every_steps")
+_MAY_DIFFER = re.compile(
+    r"data\.(cache_dir|dir|threads|noise_unseen)|log_every_steps|evaluation\..*"
+)
 
 
 def load_file(value: str) -> ConfigDict:
@@ -31,6 +34,10 @@ def load_file(value: str) -> ConfigDict:
         beside = path.parent if path.parent.is_dir() else Path("configs")
         known = [str(p) for p in beside.glob("*.py") if p.name != "__init__.py"]
         raise UserError(f"--config: there is no file {name!r}; {nearest(name, known)}")
+    # Configs share code in their package, wherever the program is started.
+    home = str(path.resolve().parent.parent)
+    if home not in sys.path:
+        sys.path.append(home)
     get_config = runpy.run_path(str(path)).get("get_config")
     if get_config is None:
         raise UserError(f"--config: {name!r} defines no get_config(argument).")
@@ -78,6 +85,9 @@ def check(config: ConfigDict) -> None:
         )
     if not config.stages:
         raise UserError("config.stages is empty: give at least one stage.")
+    for field, seed in (("seed", config.seed), ("data.seed", config.data.seed)):
+        if seed < 0:
+            raise UserError(f"config.{field} = {seed}: give 0 or more.")
     names = [stage.name for stage in config.stages]
     if len(set(names)) < len(names):
         raise UserError(f"config.stages: the names {names} must differ.")
@@ -98,8 +108,11 @@ def _check_stage(stage: ConfigDict, where: str) -> None:
         )
     if stage.kind == "random_search":
         return
-    if stage.steps <= 0 and stage.epochs <= 0:
-        raise UserError(f"{where}: set epochs or steps above 0.")
+    if (stage.steps > 0) == (stage.epochs > 0):
+        raise UserError(
+            f"{where} has epochs = {stage.epochs:g} and steps = {stage.steps}: set one "
+            "of them above 0 and the other to 0."
+        )
     if stage.batch_size < 1:
         raise UserError(f"{where}.batch_size = {stage.batch_size}: give at least 1.")
     if stage.eval_every_epochs <= 0:
@@ -140,7 +153,7 @@ def check_same(config: ConfigDict, stored: ConfigDict, workdir: Path) -> None:
     differing = [
         name
         for name in sorted(new.keys() | old.keys())
-        if new.get(name) != old.get(name) and name not in _MAY_DIFFER
+        if new.get(name) != old.get(name) and not _MAY_DIFFER.fullmatch(name)
     ]
     if differing:
         shown = "\n".join(

@@ -19,7 +19,7 @@ from kws_jax.evaluation import testing
 from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
 from kws_jax.report.page import write_report
 from kws_jax.report.terminal import print_results, print_summary
-from kws_jax.stages import dispatch
+from kws_jax.stages import dispatch, networks
 from kws_jax.training.checkpoints import saving, write_json, write_text
 
 
@@ -80,14 +80,15 @@ def claim_workdir(parts: Parts, folder: Path) -> None:
         stored = json.loads((folder / TASK_FILE).read_text())
         if stored != task:
             raise UserError(
-                f"--workdir={folder} was started on other data (other clips or "
-                "labels); choose another --workdir, or restore the data."
+                f"--workdir={folder} was started on other data (other clips, "
+                "labels or noise); choose another --workdir, or restore the data."
             )
     if jax.process_index() == 0:
         with saving(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.json", configs.to_json(parts.config))
         write_json(folder / TASK_FILE, task)
+    networks.keep_given_genotype(parts, folder)
 
 
 def evaluate(config: ConfigDict, folder: Path, output: str) -> list[dict[str, Any]]:

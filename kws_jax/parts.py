@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.progress import Progress
 from kws_jax import config as configs
 from kws_jax.data import pipeline, protocols, sources
 from kws_jax.data.conditions import Condition
-from kws_jax.data.corpus import SILENCE, TRAIN, UNKNOWN, Recording, Split, Task
+from kws_jax.data.corpus import SILENCE, TRAIN, UNKNOWN, Corpus, Recording, Split, Task
 from kws_jax.data.folder import read_noise_folder
 from kws_jax.data.noise import NoiseBank
 from kws_jax.errors import UserError
@@ -114,10 +115,12 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
             data_dir=data.dir,
             cache_dir=data.cache_dir,
             protocol=protocol,
+            builder=data.builder,
             skip_corrupt=data.skip_corrupt,
             validation_fraction=data.validation_fraction,
             test_fraction=data.test_fraction,
             progress=progress,
+            words=configs.keywords(config),
             clips_per_word=data.clips_per_word,
             seed=data.seed,
         )
@@ -128,6 +131,7 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         keywords=configs.keywords(config),
         unknown_percent=None if unknown < 0 else unknown,
         silence_percent=data.silence_percent,
+        silence=data.silence,
         seed=data.seed,
     )
     console.print(
@@ -135,15 +139,16 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         f"{len(task.validation):,} validation, {len(task.test):,} test clips"
     )
     keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
+    noise = _noise_banks(data, corpus.noise)
     return Parts(
         config=config,
         labels=task.labels,
         frontend=_frontend(config),
         mesh=sharding.data_mesh(),
         task=task,
-        fingerprint=corpus.fingerprint,
+        fingerprint=_fingerprint(corpus, noise),
         background=_bank(corpus.background.get(TRAIN, ())),
-        noise=_noise_banks(data, corpus.noise),
+        noise=noise,
         reference_rms=pipeline.median_rms(task.train, keywords),
     )
 
@@ -184,6 +189,14 @@ def _preparation(console: Console) -> Iterator[Callable[[int, int], None]]:
 def _frontend(config: ConfigDict) -> Frontend:
     settings = {k: v for k, v in config.frontend.items() if k != "name"}
     return create_frontend(config.frontend.name, **settings)
+
+
+def _fingerprint(corpus: Corpus, noise: Mapping[str, NoiseBank]) -> str:
+    """Changes with the clips, and with the noise that training may hear."""
+    digest = hashlib.sha256(corpus.fingerprint.encode())
+    if SEEN in noise:
+        digest.update(noise[SEEN].audio.tobytes())
+    return digest.hexdigest()
 
 
 def _bank(recordings: Sequence[Recording]) -> NoiseBank | None:

@@ -126,9 +126,11 @@ def search_flags(speech: Path) -> list[str]:
         "--config=configs/autokws.py:noisydarts,cpu",
         *data_flags(speech),
         "--config.search.width=0.25",
-        *(f"--config.stages[{i}].{f}" for i in (0, 1) for f in ("batch_size=8",)),
-        "--config.stages[0].epochs=1",
-        "--config.stages[1].epochs=1",
+        *(
+            f"--config.stages[{stage}].{setting}"
+            for stage in (0, 1)
+            for setting in ("epochs=1", "batch_size=8", "eval_every_epochs=1")
+        ),
     ]
 
 
@@ -466,6 +468,11 @@ def refused(speech, cache, tmp_path, monkeypatch):
     # Imported here: it is slow, and not all tests need it.
     from kws_jax import experiment
 
+    def begin(*arguments):
+        pytest.fail("training had begun")
+
+    monkeypatch.setattr(experiment.dispatch, "run", begin)
+
     def refused(file="configs/tc_resnet.py:8", **changes):
         config = configs.load_file(file)
         config.data.source, config.data.dir = "folder", str(speech)
@@ -480,8 +487,6 @@ def refused(speech, cache, tmp_path, monkeypatch):
         workdir = tmp_path / "refused"
         with pytest.raises(UserError) as caught:
             experiment.run(config, str(workdir))
-        assert not (workdir / "stages").exists(), "training had begun"
-        assert not (workdir / "genotype.json").exists()
         return str(caught.value)
 
     return refused
@@ -543,7 +548,13 @@ def test_a_genotype_that_does_not_fit_is_named(refused, tmp_path):
         ({"network__name": "tc_resnet8"}, "no setting 'genotype'"),
         ({"network__dropout": 1.5}, "'dropout'"),
         ({"stages__1__optimizer__name": "sdg"}, "did you mean 'sgd'"),
-        ({"stages__1__optimizer__step_at": (2.0,)}, "optimizer.step_at"),
+        (
+            {
+                "stages__1__optimizer__schedule": "step",
+                "stages__1__optimizer__step_at": (2.0,),
+            },
+            "optimizer.step_at",
+        ),
         ({"stages__0__architecture_optimizer__name": "addam"}, "did you mean 'adam'"),
         ({"stages__1__condition__snr_db": (10.0,), "data__noise_seen": "no"}, "no is"),
         ({"frontend__name": "mfc"}, "did you mean 'mfcc'"),

@@ -8,7 +8,6 @@ from kws_jax.models.genotype import (
     Genotype,
     load_genotype,
     published,
-    save_genotype,
 )
 
 LAYERS = (("C5",), ("SKIP",), ("C5",), ("C9SE", "C3"), ("C3SE",), ("SKIP",))
@@ -16,7 +15,7 @@ LAYERS = (("C5",), ("SKIP",), ("C5",), ("C9SE", "C3"), ("C3SE",), ("SKIP",))
 
 def test_saved_and_loaded_is_the_same(tmp_path):
     genotype = Genotype(LAYERS, shortcut="jx1", se_reduction=16)
-    save_genotype(genotype, tmp_path / "g.json")
+    (tmp_path / "g.json").write_text(genotype.to_json())
     assert load_genotype(tmp_path / "g.json") == genotype
 
 

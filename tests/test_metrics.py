@@ -25,28 +25,18 @@ def test_wilson_interval_refuses_impossible_counts(trials):
         metrics.wilson_interval(*trials)
 
 
-def test_accuracy_confusion_and_recall_equal_literal_loops():
+def test_confusion_matrix_equals_a_literal_loop():
     confusion = [[0] * 4 for _ in range(4)]
     for label, prediction in zip(LABELS, PREDICTIONS, strict=True):
         confusion[label][prediction] += 1
     counted = metrics.confusion_matrix(LABELS, PREDICTIONS, 4)
     np.testing.assert_array_equal(counted, confusion)
-    assert metrics.accuracy(LABELS, PREDICTIONS) == 5 / 8
-    np.testing.assert_allclose(
-        metrics.recall_per_label(counted), [2 / 3, 2 / 3, np.nan, 1 / 2]
-    )
 
 
 @pytest.mark.parametrize("labels", [[0, 4], [-1, 0]])
 def test_confusion_matrix_refuses_labels_out_of_range(labels):
     with pytest.raises(ValueError, match=r"0 … 3"):
         metrics.confusion_matrix(labels, [0, 0], 4)
-
-
-@pytest.mark.parametrize(("labels", "predictions"), [([], []), ([0, 1], [0])])
-def test_accuracy_refuses_nothing_and_unequal_lengths(labels, predictions):
-    with pytest.raises(ValueError, match="shapes"):
-        metrics.accuracy(labels, predictions)
 
 
 def test_paired_bootstrap_equals_drawing_the_clips_one_by_one():

@@ -9,7 +9,7 @@ from kws_jax.models.counting import (
     count_parameters,
     count_parameters_with_statistics,
 )
-from kws_jax.models.genotype import Genotype, save_genotype
+from kws_jax.models.genotype import Genotype
 
 # (name, settings) -> trainable parameters, and with batch statistics
 PARAMETERS = [
@@ -74,7 +74,7 @@ def test_searched_parameters_follow_the_formula(shortcut, reduction):
 
 def test_genotype_setting_takes_a_path(tmp_path):
     genotype = Genotype((("C3",), ("SKIP",)), strides=(2, 1), channels=(4, 4))
-    save_genotype(genotype, tmp_path / "genotype.json")
+    (tmp_path / "genotype.json").write_text(genotype.to_json())
     path = str(tmp_path / "genotype.json")
     model = registry.create_model("searched", 12, genotype=path)
     assert model.genotype == genotype

@@ -14,12 +14,12 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from absl import logging
 
 from kws_jax import runtime
 from kws_jax.data import store
@@ -92,7 +92,8 @@ def open_folder(
     if skipped and not skip_corrupt:
         raise _corrupt_error(listing.root, skipped)
     if skipped:
-        logging.warning("Audio files skipped:%s", _corrupt_text(listing.root, skipped))
+        told = _corrupt_text(listing.root, skipped)
+        print(f"warning: audio files skipped:{told}", file=sys.stderr)
     return store.open_store(path)
 
 
@@ -199,7 +200,13 @@ def _store_path(listing: _Listing, fractions: tuple[float, float], cache: Path) 
 def _signature(listing: _Listing) -> str:
     digest = hashlib.sha256()
     for name in listing.files():
-        status = os.stat(listing.root / name)
+        try:
+            status = os.stat(listing.root / name)
+        except OSError as error:
+            raise UserError(
+                f"cannot read {listing.root / name}: {error.strerror}. Mend or remove "
+                "this file"
+            ) from error
         # The change time cannot be set by hand, unlike the modification time.
         times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
         digest.update(f"{name}\0{status.st_size} {times}\n".encode())

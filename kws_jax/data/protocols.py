@@ -128,7 +128,7 @@ def build_task(
             unknown_percent=unknown_percent,
             silence_percent=silence_percent,
         )
-    elif keywords and tuple(keywords) != rule.keywords:
+    elif keywords and rule.keywords not in (ALL_WORDS, tuple(keywords)):
         raise UserError(
             f"config.data.keywords does not go with config.data.protocol={protocol!r}, "
             "which has its own words. Set --config.data.protocol=custom"

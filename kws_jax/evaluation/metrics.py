@@ -8,20 +8,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
-    """The fraction of predictions that equal their labels.
-
-    Args:
-      labels: int [n].
-      predictions: int [n].
-
-    Raises:
-      ValueError: if the lengths differ or there is no example.
-    """
-    labels, predictions = _pair(labels, predictions)
-    return float(np.mean(labels == predictions))
-
-
 def wilson_interval(
     successes: int, count: int, confidence: float = 0.95
 ) -> tuple[float, float]:
@@ -83,20 +69,6 @@ def confusion_matrix(
     return cells.reshape(num_labels, num_labels)
 
 
-def recall_per_label(confusion: np.ndarray) -> np.ndarray:
-    """The fraction of each label's examples that were recognised.
-
-    Args:
-      confusion: int [k, k] of `confusion_matrix`.
-
-    Returns:
-      float64 [k]; NaN for a label without examples.
-    """
-    count = confusion.sum(axis=1)
-    missing = np.full(len(count), np.nan)
-    return np.divide(np.diagonal(confusion), count, out=missing, where=count > 0)
-
-
 def paired_bootstrap(
     correct_a: ArrayLike,
     correct_b: ArrayLike,
@@ -108,12 +80,13 @@ def paired_bootstrap(
     """The difference in accuracy of two systems on the same clips, with its interval.
 
     The clips are drawn with replacement, both systems together; the interval spans the
-    percentiles (1 ∓ confidence)/2 of the resampled differences. Since a clip adds -1, 0
-    or +1, a resample is one draw of three counts from a multinomial distribution.
+    percentiles (1 ∓ confidence)/2 of the resampled differences. Since few differences
+    of a clip occur (-1, 0, +1, and the steps between for means over several seeds), a
+    resample is one draw of their counts from a multinomial distribution.
 
     Args:
-      correct_a: bool [n], whether system a was right on each clip.
-      correct_b: bool [n], the same of system b.
+      correct_a: [n], whether system a was right on each clip, or how often (0 … 1).
+      correct_b: [n], the same of system b.
       samples: number of resamples.
       seed: seed of the draws.
       confidence: between 0 and 1.
@@ -127,14 +100,14 @@ def paired_bootstrap(
     Reference: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
     a, b = _pair(correct_a, correct_b)
-    gains, losses = int(np.sum(a > b)), int(np.sum(a < b))
-    count = len(a)
-    share = np.array([gains, losses, count - gains - losses]) / count
-    draws = np.random.default_rng(seed).multinomial(count, share, size=samples)
-    differences = (draws[:, 0] - draws[:, 1]) / count
+    each = a.astype(float) - b.astype(float)
+    values, counts = np.unique(each, return_counts=True)
+    count = len(each)
+    draws = np.random.default_rng(seed).multinomial(count, counts / count, size=samples)
+    differences = draws @ values / count
     tail = (1 - confidence) / 2
     low, high = np.quantile(differences, [tail, 1 - tail])
-    return (gains - losses) / count, (float(low), float(high))
+    return float(each.mean()), (float(low), float(high))
 
 
 def result(

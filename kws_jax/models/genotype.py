@@ -103,11 +103,6 @@ class Genotype:
             raise UserError(f"{source}: {error}") from error
 
 
-def save_genotype(genotype: Genotype, path: str | pathlib.Path) -> None:
-    """Writes JSON that `load_genotype` reads."""
-    pathlib.Path(path).write_text(genotype.to_json())
-
-
 def load_genotype(name_or_path: str | pathlib.Path) -> Genotype:
     """A published genotype by name, or one saved as JSON by path.
 

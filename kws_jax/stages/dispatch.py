@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from kws_jax.data.conditions import Condition
+from kws_jax.data.mixing import check_condition
 from kws_jax.errors import UserError
 from kws_jax.parts import Parts, Setup
 from kws_jax.stages import draw, networks, runner, search, train
@@ -25,6 +27,7 @@ def check(parts: Parts, folder: Path) -> None:
             f"The last of config.stages is of kind {stages[-1].kind!r}; it must be of "
             "kind 'train', since that network is tested."
         )
+    check_condition(Condition(snr_db=tuple(parts.config.evaluation.snr_db)))
     for stage in stages:
         if stage.kind in _FINDS_GENOTYPE:
             search.create_space(parts)
@@ -48,6 +51,8 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     done = runner.stage_folder(parts, index, folder) / runner.DONE_FILE
     if done.exists():
         return json.loads(done.read_text())
+    if stage.kind in _FINDS_GENOTYPE and not networks.finds_genotype(parts):
+        return []  # config.network.genotype names the network: nothing to search
     rows = KINDS[stage.kind](parts, index, folder)
     if jax.process_index() == 0:
         with saving(done):

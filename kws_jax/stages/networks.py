@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from kws_jax.errors import UserError
 from kws_jax.models import counting
-from kws_jax.models.genotype import Genotype, published
+from kws_jax.models.genotype import Genotype, load_genotype, published
 from kws_jax.models.registry import create_model
 from kws_jax.parts import Setup
 from kws_jax.training.checkpoints import write_text
@@ -28,23 +28,45 @@ def finds_genotype(setup: Setup) -> bool:
 
 
 def create_network(setup: Setup, folder: Path) -> nn.Module:
-    """The network of the config; one that is searched comes from `folder`.
+    """The network of the config.
+
+    A genotype comes from `folder`, where the search or the claim of the workdir has
+    kept it; before that, from the name or file that the config gives.
 
     Raises:
       UserError: for unknown names or settings, or a genotype that is missing or does
         not fit.
     """
     settings = {k: v for k, v in setup.config.network.items() if k != "name"}
-    if finds_genotype(setup):
-        path = folder / GENOTYPE_FILE
-        if not path.exists():
-            raise UserError(
-                "config.network.genotype is empty and no stage has found a network: "
-                "give a JSON file or a published name (such as autokws-noisydarts), or "
-                "add a stage of kind 'search' or 'random_search' before 'train'."
-            )
+    path = folder / GENOTYPE_FILE
+    if "genotype" in settings and path.exists():
         settings["genotype"] = str(path)
+    elif finds_genotype(setup):
+        raise UserError(
+            "config.network.genotype is empty and no stage has found a network: "
+            "give a JSON file or a published name (such as autokws-noisydarts), or "
+            "add a stage of kind 'search' or 'random_search' before 'train'."
+        )
     return create_model(setup.config.network.name, len(setup.labels), **settings)
+
+
+def keep_given_genotype(setup: Setup, folder: Path) -> None:
+    """Copies the genotype that the config names, if any, into `folder`.
+
+    Raises:
+      UserError: where another network has been trained there.
+    """
+    name = setup.config.network.get("genotype", "")
+    if not name:
+        return
+    path, given = folder / GENOTYPE_FILE, load_genotype(name)
+    if path.exists() and load_genotype(path) != given:
+        raise UserError(
+            f"config.network.genotype={name} is not the network that is trained in "
+            f"{folder}; choose another --workdir."
+        )
+    if jax.process_index() == 0:
+        keep_genotype(given, folder)
 
 
 def keep_genotype(genotype: Genotype, folder: Path) -> None:
@@ -70,8 +92,18 @@ def sample_features(setup: Setup) -> jax.Array:
 
 def initial_variables(model: nn.Module, key: jax.Array, *inputs: PyTree) -> PyTree:
     """Fresh variables of a network for inputs like these."""
-    # As one program: compiled operation by operation it takes many times as long.
-    return jax.jit(functools.partial(model.init, train=False))(key, *inputs)
+    # Run once, the program is not worth optimising: for the supernet that saves most
+    # of a minute, on compilation operation by operation too.
+    on_cpu = jax.default_backend() == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None
+    init = functools.partial(model.init, train=False)
+    return jax.jit(init, compiler_options=options)(key, *inputs)
+
+
+def variable_shapes(model: nn.Module, *inputs: PyTree) -> PyTree:
+    """Shapes and types of `initial_variables`, without computing them."""
+    init = functools.partial(model.init, train=False)
+    return jax.eval_shape(init, jax.random.key(0), *inputs)
 
 
 def split_variables(variables: Mapping[str, PyTree]) -> tuple[PyTree, PyTree]:
@@ -89,11 +121,12 @@ def infer(
 
 def size_of(setup: Setup, model: nn.Module, variables: PyTree) -> dict[str, int]:
     """Parameters (with and without batch statistics) and MACs of one clip."""
-    params, batch_stats = split_variables(variables)
+    params, _ = split_variables(variables)
     return {
         "parameters": counting.count_parameters(params),
-        "parameters_with_statistics": counting.count_parameters(params)
-        + counting.count_parameters(batch_stats),
+        "parameters_with_statistics": counting.count_parameters_with_statistics(
+            variables
+        ),
         "macs": counting.count_macs(
             functools.partial(infer, model, variables),
             sample_features(setup),

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from kws_jax.data.corpus import Split
 from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import result
+from kws_jax.models.tc_resnet import BLOCKS, STEM_CHANNELS
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts
 from kws_jax.search import methods
@@ -35,8 +36,6 @@ from kws_jax.training.step import LossFn, accuracy
 
 PyTree = Any
 ARCHITECTURE_LOG = "architecture.jsonl"
-# TC-ResNet14 at width 1 (papers: TC-ResNet; AutoKWS, Fig. 2).
-_STEM_CHANNELS, _CHANNELS = 16, (24, 24, 32, 32, 48, 48)
 
 
 def create_space(parts: Parts) -> SearchSpace:
@@ -47,8 +46,8 @@ def create_space(parts: Parts) -> SearchSpace:
     """
     search = parts.config.search
     return SearchSpace(
-        channels=tuple(int(c * search.width) for c in _CHANNELS),
-        stem_channels=int(_STEM_CHANNELS * search.width),
+        channels=tuple(int(c * search.width) for c in BLOCKS[14][0]),
+        stem_channels=int(STEM_CHANNELS * search.width),
         shortcut=search.shortcut,
         se_reduction=search.se_reduction,
     )
@@ -237,7 +236,7 @@ def _log_architecture(
 ) -> None:
     if jax.process_index() != 0:
         return
-    weights = jax.device_get(method.op_weights(state.trees[ARCHITECTURE]))
+    weights = method.op_weights(jax.device_get(state.trees[ARCHITECTURE]))
     log.append(
         stage=plan.name,
         step=step,

@@ -59,13 +59,20 @@ def classification_loss(parts: Parts, stage: ConfigDict, model: nn.Module) -> Lo
 
 
 def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
-    """Trains from the network's initial weights; returns rows for results.json."""
+    """Trains the network; returns rows for results.json.
+
+    It starts from the best state of the stage before, if that trained too, else from
+    weights that depend on config.seed alone.
+    """
     stage = parts.config.stages[index]
     model = networks.create_network(parts, folder)
     plan = runner.plan_of(parts, index, len(parts.task.train))
     transformation, schedule = create_optimizer(stage.optimizer, plan.total_steps)
     transformations = {WEIGHTS: transformation}
     state = initial_state(parts, model, transformations)
+    if index and parts.config.stages[index - 1].kind == stage.kind:
+        before = runner.best_state(parts, index - 1, folder, state)
+        state = state.replace(trees=before.trees, batch_stats=before.batch_stats)
     step = make_train_step(classification_loss(parts, stage, model), transformations)
     key = runner.stage_key(parts, index)
     state, notes = runner.run_stage(
@@ -82,7 +89,12 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         schedule=schedule,
     )
     sizes = networks.size_of(parts, model, variables_of(state))
-    measures = {**sizes, "seconds": notes["seconds"]}
+    clips = plan.total_steps * plan.clips_per_step
+    measures = {
+        **sizes,
+        "seconds": notes["seconds"],
+        "clips_per_second": clips / notes["seconds"],
+    }
     rows = [
         result(stage.name, "train", "clean", name, value, None, 1)
         for name, value in measures.items()
@@ -110,7 +122,9 @@ def variables_of(state: TrainState) -> dict[str, PyTree]:
 def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
     """The network of a finished stage, at its best step on validation."""
     model = networks.create_network(setup, folder)
-    like = jax.eval_shape(lambda: initial_state(setup, model, {}))
+    shapes = networks.variable_shapes(model, networks.sample_features(setup))
+    params, batch_stats = networks.split_variables(shapes)
+    like = create_train_state({WEIGHTS: params}, batch_stats, {})
     state = runner.best_state(setup, index, folder, like)
     return networks.trained_network(setup, model, variables_of(state))
 

@@ -1,9 +1,12 @@
 """Scalars for TensorBoard."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
+
+from kws_jax.training.checkpoints import saving
 
 
 class TensorBoard:
@@ -13,15 +16,29 @@ class TensorBoard:
         # Imported here: TensorFlow takes seconds, and only process 0 of a run needs it.
         import tensorflow as tf
 
-        self._tf = tf
+        self._tf, self._directory = tf, directory
         self._writer: Any = tf.summary.create_file_writer(str(directory))
 
     def write(self, prefix: str, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds each value under `prefix/name` at `step`."""
-        with self._writer.as_default():
+        """Adds each value under `prefix/name` at `step`.
+
+        Raises:
+          UserError: where the file cannot be written.
+        """
+        with self._saving(), self._writer.as_default():
             for name, value in metrics.items():
                 self._tf.summary.scalar(f"{prefix}/{name}", value, step)
+            self._writer.flush()
 
     def close(self) -> None:
-        """Flushes and closes the file."""
-        self._writer.close()
+        """Closes the file; whatever `write` was given is in it already."""
+        with contextlib.suppress(self._tf.errors.OpError):
+            self._writer.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        with saving(self._directory):
+            try:
+                yield
+            except self._tf.errors.OpError as error:
+                raise OSError(error.message) from error

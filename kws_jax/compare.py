@@ -1,0 +1,168 @@
+"""One table of several experiments: `python -m kws_jax.compare WORKDIR…`.
+
+Workdirs that differ in `config.seed` alone are one row: mean and standard deviation
+over the seeds. With `--baseline=W`, the row of workdir W is what the others are compared
+with, by a paired bootstrap over the test clips (each clip's share of right answers over
+the seeds). Prints Markdown.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from kws_jax import command_line
+from kws_jax import config as configs
+from kws_jax.errors import UserError
+from kws_jax.evaluation.metrics import paired_bootstrap
+from kws_jax.report.workdir import Run, read_run
+
+_BASELINE = flags.DEFINE_string(
+    "baseline", "", "Workdir whose row the others are compared with."
+)
+_HEADS = (
+    "network",
+    "seeds",
+    "clean, % (sd)",
+    "seen noise, %",
+    "unseen noise, %",
+    "parameters",
+    "MACs",
+    "search, min",
+    "train, min",
+)
+
+
+@dataclasses.dataclass
+class Row:
+    """The runs of one experiment under several seeds."""
+
+    name: str
+    runs: list[Run]
+    correct: list[np.ndarray]  # bool [n] for each run: was the clean clip right?
+
+    def values(self, metric: str, condition: str = "clean") -> list[float]:
+        """A measure of the last stage's network in each run."""
+        stage = str(self.runs[0].config["stages"][-1]["name"])
+        return [
+            m.value
+            for run in self.runs
+            for m in run.results
+            if (m.metric, m.condition, m.stage) == (metric, condition, stage)
+            and not (metric == "accuracy" and m.split != "test")
+        ]
+
+    def in_noise(self, kind: str) -> list[float]:
+        """Accuracy over all SNRs of a kind of noise, one mean for each run."""
+        curves = [run.noise().get(kind, []) for run in self.runs]
+        return [statistics.fmean(m.value for _, m in c) for c in curves if c]
+
+    def seconds(self, *, last: bool) -> list[float]:
+        """Training time of the last stage, or of all before it, in each run."""
+        totals = []
+        for run in self.runs:
+            final = str(run.config["stages"][-1]["name"])
+            parts = [m.value for m in run.seconds() if (m.stage == final) == last]
+            totals.append(sum(parts))
+        return totals
+
+
+def read_rows(workdirs: Sequence[Path]) -> list[Row]:
+    """The rows of the table, in the order in which they are first named.
+
+    Raises:
+      UserError: for a workdir without results.
+    """
+    rows: dict[str, Row] = {}
+    for folder in workdirs:
+        config = configs.load_workdir(folder)
+        with config.unlocked():
+            config.seed = 0
+        key = configs.to_json(config)
+        row = rows.setdefault(key, Row(_name(folder), [], []))
+        row.runs.append(read_run(folder))
+        answers = np.load(folder / "predictions.npz")
+        row.correct.append(answers["clean"] == answers["label"])
+    return list(rows.values())
+
+
+def _name(folder: Path) -> str:
+    config = configs.load_workdir(folder)
+    if "search" in config:
+        kinds = {stage.kind for stage in config.stages}
+        if config.network.genotype:
+            return str(config.network.genotype)
+        return "random" if "random_search" in kinds else str(config.search.method)
+    width = config.network.get("width", 1.0)
+    return f"{config.network.name} ×{width:g}"
+
+
+def table(rows: Sequence[Row], baseline: Row | None) -> str:
+    """The table as Markdown."""
+    heads = list(_HEADS)
+    if baseline is not None:
+        heads.append(f"clean against {baseline.name} (95 %)")
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * (len(heads) - 1)]
+    for row in rows:
+        cells = _cells(row)
+        if baseline is not None:
+            cells.append("" if row is baseline else _difference(row, baseline))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.name,
+        str(len(row.runs)),
+        _percent(row.values("accuracy"), spread=True),
+        _percent(row.in_noise("seen")),
+        _percent(row.in_noise("unseen")),
+        f"{statistics.fmean(row.values('parameters')):,.0f}",
+        f"{statistics.fmean(row.values('macs')) / 1e6:.2f} M",
+        _minutes(row.seconds(last=False)),
+        _minutes(row.seconds(last=True)),
+    ]
+
+
+def _percent(values: list[float], *, spread: bool = False) -> str:
+    if not values:
+        return "–"
+    mean = f"{100 * statistics.fmean(values):.2f}"
+    if spread and len(values) > 1:
+        mean += f" ({100 * statistics.stdev(values):.2f})"
+    return mean
+
+
+def _minutes(seconds: list[float]) -> str:
+    mean = statistics.fmean(seconds) / 60
+    return f"{mean:.1f}" if mean else "–"
+
+
+def _difference(row: Row, baseline: Row) -> str:
+    a, b = (np.mean(r.correct, axis=0) for r in (row, baseline))
+    if a.shape != b.shape:
+        return "other test clips"
+    difference, (low, high) = paired_bootstrap(a, b)
+    return f"{100 * difference:+.2f} ({100 * low:+.2f} … {100 * high:+.2f})"
+
+
+def main(argv: list[str]) -> None:
+    """Reads the workdirs and prints the table."""
+    if not argv[1:]:
+        raise UserError("Give the workdirs of finished experiments.")
+    rows = read_rows([Path(folder) for folder in argv[1:]])
+    baseline = None
+    if _BASELINE.value:
+        name = read_rows([Path(_BASELINE.value)])[0].name
+        baseline = next((row for row in rows if row.name == name), None)
+        if baseline is None:
+            raise UserError(f"--baseline={_BASELINE.value} is not among the workdirs.")
+    print(table(rows, baseline))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,78 @@
+import json
+
+import numpy as np
+import pytest
+
+from kws_jax import compare
+from kws_jax.errors import UserError
+
+LABEL = np.arange(100) % 4
+
+
+def make_run(folder, *, seed, network="tc_resnet8", right=90, noisy=0.5):
+    folder.mkdir()
+    config = {
+        "name": "tc_resnet",
+        "seed": seed,
+        "network": {"name": network, "width": 1.5},
+        "stages": [{"name": "train", "kind": "train"}],
+    }
+
+    def row(metric, value, condition="clean", split="test"):
+        names = ("stage", "split", "condition", "metric", "value", "ci95", "count")
+        return dict(zip(names, ("train", split, condition, metric, value, None, 100)))
+
+    rows = [
+        row("accuracy", right / 100),
+        row("accuracy", 0.123, split="validation"),
+        row("accuracy", noisy, "unseen 0 dB"),
+        row("accuracy", noisy + 0.2, "unseen 20 dB"),
+        row("parameters", 1000, split="train"),
+        row("macs", 2_000_000, split="train"),
+        row("seconds", 90, split="train"),
+    ]
+    answers = np.where(np.arange(100) < right, LABEL, LABEL + 1)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "results.json").write_text(json.dumps(rows))
+    np.savez(folder / "predictions.npz", label=LABEL, clean=answers)
+    return folder
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_seeds_of_one_experiment_are_one_row_with_mean_and_deviation(tmp_path):
+    runs = [make_run(tmp_path / f"{s}", seed=s, right=r) for s, r in ((0, 90), (1, 94))]
+    lines = compare.table(compare.read_rows(runs), None).splitlines()
+    assert len(lines) == 3
+    values = dict(zip(cells(lines[0]), cells(lines[2]), strict=True))
+    assert values["network"] == "tc_resnet8 ×1.5"
+    assert values["seeds"] == "2"
+    assert values["clean, % (sd)"] == f"92.00 ({np.std([90, 94], ddof=1):.2f})"
+    assert values["unseen noise, %"] == "60.00"
+    assert values["seen noise, %"] == "–"
+    assert values["MACs"] == "2.00 M"
+    assert values["train, min"] == "1.5"
+    assert values["search, min"] == "–"
+
+
+def test_difference_to_the_baseline_is_that_of_the_means_and_its_interval_holds_it(
+    tmp_path,
+):
+    base = make_run(tmp_path / "a", seed=0, right=80)
+    better = make_run(tmp_path / "b", seed=0, right=95, network="tc_resnet14")
+    rows = compare.read_rows([base, better])
+    difference = cells(compare.table(rows, rows[0]).splitlines()[3])[-1]
+    assert difference.startswith("+15.00 (")
+    low, high = map(float, difference.partition("(")[2].rstrip(")").split(" … "))
+    # Binomial: 15 of 100 clips differ, all in one direction.
+    assert low == pytest.approx(15 - 1.96 * 100 * np.sqrt(0.15 * 0.85 / 100), abs=1.1)
+    assert high == pytest.approx(15 + 1.96 * 100 * np.sqrt(0.15 * 0.85 / 100), abs=1.1)
+
+
+def test_workdir_without_results_is_refused(tmp_path):
+    run = make_run(tmp_path / "a", seed=0)
+    (run / "results.json").unlink()
+    with pytest.raises(UserError, match="results.json"):
+        compare.read_rows([run])

@@ -74,5 +74,5 @@ def test_difference_to_the_baseline_is_that_of_the_means_and_its_interval_holds_
 def test_workdir_without_results_is_refused(tmp_path):
     run = make_run(tmp_path / "a", seed=0)
     (run / "results.json").unlink()
-    with pytest.raises(UserError, match="results.json"):
+    with pytest.raises(UserError, match=r"results\.json"):
         compare.read_rows([run])

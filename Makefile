@@ -10,7 +10,7 @@ demo: $(VENV)/.run
 	$(RUN) -m kws_jax.main --config=configs/autokws.py:demo --workdir=$(DEMO_WORKDIR)
 
 test: $(VENV)/.dev
-	$(RUN) -m pytest -n 2
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev
 	$(RUN) -m ruff check .

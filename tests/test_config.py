@@ -161,7 +161,8 @@ def changed(field, value, experiment="autokws:cpu"):
             "stages[0].kind = 'serch' is unknown; did you mean",
         ),
         ("stages[1].name", "search", "the names ['search', 'search'] must differ"),
-        ("stages[1].epochs", 0.0, "config.stages[1]: set epochs or steps above 0"),
+        ("stages[1].epochs", 0.0, "config.stages[1] has epochs = 0 and steps = 0"),
+        ("stages[1].steps", 10, "config.stages[1] has epochs = 30 and steps = 10"),
         ("stages[0].batch_size", 0, "config.stages[0].batch_size = 0: give at least 1"),
         ("stages[0].eval_every_epochs", 0.0, "stages[0].eval_every_epochs"),
         ("stages[1].condition.clean_fraction", 1.5, "condition.clean_fraction"),
@@ -184,7 +185,6 @@ def test_values_that_cannot_work_are_refused(field, value, message):
         ("data.keywords", "yes,no"),
         ("stages[0].optimizer.learning_rate", 0.5),
         ("stages[1].condition.snr_db", (10.0,)),
-        ("evaluation.snr_db", (10.0,)),
         ("network.dropout", 0.0),
     ],
 )
@@ -209,7 +209,9 @@ def test_another_number_of_stages_is_another_experiment():
         ("data.dir", "/elsewhere"),
         ("data.cache_dir", "/elsewhere"),
         ("data.threads", 7),
+        ("data.noise_unseen", "/elsewhere"),
         ("log_every_steps", 3),
+        ("evaluation.snr_db", (10.0,)),
     ],
 )
 def test_where_things_lie_and_how_they_are_shown_may_differ(field, value):

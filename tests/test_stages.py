@@ -1,0 +1,96 @@
+import json
+from types import SimpleNamespace
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import autokws, tc_resnet
+from kws_jax.errors import UserError
+from kws_jax.frontends.registry import create_frontend
+from kws_jax.models.genotype import load_genotype
+from kws_jax.parts import Setup
+from kws_jax.stages import dispatch, networks, runner, train
+from kws_jax.training.state import WEIGHTS
+
+
+def setup_of(config):
+    return Setup(config, ("up", "down"), create_frontend("mfcc"), mesh=None)
+
+
+def given(name):
+    config = autokws.get_config("cpu")
+    config.network.genotype = name
+    return setup_of(config)
+
+
+def test_given_genotype_is_kept_and_makes_the_search_needless(tmp_path):
+    setup = given("autokws-darts")
+    networks.keep_given_genotype(setup, tmp_path)
+    kept = load_genotype(tmp_path / networks.GENOTYPE_FILE)
+    assert kept == load_genotype("autokws-darts")
+    assert dispatch.run(setup, 0, tmp_path) == []
+    assert load_genotype(tmp_path / networks.GENOTYPE_FILE) == kept
+
+
+def test_genotype_file_that_changes_later_does_not_change_the_trained_network(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text(load_genotype("autokws-darts").to_json())
+    setup = given(str(file))
+    networks.keep_given_genotype(setup, tmp_path)
+    file.unlink()
+    model = networks.create_network(setup, tmp_path)
+    assert model.genotype == load_genotype("autokws-darts")
+
+
+def test_another_genotype_in_the_same_workdir_is_refused(tmp_path):
+    networks.keep_given_genotype(given("autokws-darts"), tmp_path)
+    with pytest.raises(UserError, match="autokws-noisydarts is not the network"):
+        networks.keep_given_genotype(given("autokws-noisydarts"), tmp_path)
+
+
+def test_finished_stage_is_not_run_again(tmp_path):
+    setup = setup_of(tc_resnet.get_config("8,cpu"))
+    done = runner.stage_folder(setup, 0, tmp_path) / runner.DONE_FILE
+    done.parent.mkdir(parents=True)
+    done.write_text(json.dumps([{"metric": "macs", "value": 7}]))
+    # The setup has no data: running the stage would fail.
+    assert dispatch.run(setup, 0, tmp_path) == [{"metric": "macs", "value": 7}]
+
+
+def test_second_training_stage_starts_from_the_best_weights_of_the_first(
+    tmp_path, monkeypatch
+):
+    config = tc_resnet.get_config("8,cpu")
+    first = config.stages[0]
+    second = first.copy_and_resolve_references()
+    second.name = "refine"
+    with config.unlocked():
+        config.stages = (first, second)
+    parts = SimpleNamespace(
+        **vars(setup_of(config)),
+        task=SimpleNamespace(train=range(200), validation=range(10)),
+        train_batches=lambda *arguments: iter(()),
+    )
+    started = []
+
+    def best_state(parts, index, folder, like):
+        assert index == 0
+        return jax.tree.map(lambda leaf: jnp.full_like(leaf, 7), like)
+
+    def run_stage(parts, index, folder, state, **more):
+        started.append(jax.tree.map(jnp.copy, state))
+        return state, {"seconds": 1.0, "best_accuracy": 0.5, "best_step": 1}
+
+    monkeypatch.setattr(runner, "best_state", best_state)
+    monkeypatch.setattr(runner, "run_stage", run_stage)
+    train.run(parts, 0, tmp_path)
+    train.run(parts, 1, tmp_path)
+    fresh, continued = started
+    sevens = jax.tree.map(lambda leaf: jnp.full_like(leaf, 7), fresh.trees[WEIGHTS])
+    chex.assert_trees_all_equal(continued.trees[WEIGHTS], sevens)
+    chex.assert_trees_all_equal_shapes(fresh.opt_state, continued.opt_state)
+    assert int(continued.step) == 0
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(fresh.trees[WEIGHTS], sevens)

@@ -142,9 +142,9 @@ def train_stage() -> ConfigDict:
 def shorten(config: ConfigDict, train: ConfigDict, *, demo: bool) -> None:
     """The recipe for small data on two cores, the same for every network.
 
-    Thirty epochs over some ten thousand clips want a rate that falls steadily, and masks
-    against overfitting. On 1,734 validation clips of ten labels TC-ResNet8 (seed 0)
-    reached 95.7 % with them and 95.2 % in forty epochs of TC-ResNet's own recipe.
+    Thirty epochs over some ten thousand clips want a rate that falls steadily, and
+    masks against overfitting. On 1,734 validation clips of ten labels TC-ResNet8 (seed
+    0) reached 95.7 % with them and 95.2 % in forty epochs of TC-ResNet's own recipe.
     """
     train.update(steps=0, epochs=30.0, eval_every_epochs=2.0)
     train.optimizer.schedule = "cosine"

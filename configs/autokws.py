@@ -121,5 +121,5 @@ def _shorten_search(search: ConfigDict, *, demo: bool) -> None:
     # Four hundred steps at 3e-4 could not move an architecture away from uniform.
     search.architecture_optimizer.learning_rate = 5e-3
     if demo:
-        search.update(epochs=6.0, eval_every_epochs=1.0)
+        search.update(epochs=12.0, eval_every_epochs=1.0)
         search.architecture_optimizer.learning_rate = 0.02

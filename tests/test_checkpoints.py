@@ -225,11 +225,13 @@ def test_a_full_disk_is_told_and_the_former_checkpoint_stays(small_disk):
     assert str(small_disk / "stage") in str(caught.value)
     assert "Free some space" in str(caught.value)
     kept.close()
+    # With space again, the same command goes on.
+    larger = ["mount", "-o", "remount,size=8m", str(small_disk)]
+    subprocess.run(larger, check=True)
     again = StageCheckpoints(small_disk / "stage")
     restored, notes = again.restore_last(make_state())
     chex.assert_trees_all_equal(restored, make_state(1))
     assert notes == {"n": 1}
-    # With space again (here: something smaller), the same command goes on.
     again.save_last(2, make_state(2), {"n": 2})
     chex.assert_trees_all_equal(again.restore_last(make_state())[0], make_state(2))
     again.close()

@@ -25,12 +25,13 @@ def given(name):
     return setup_of(config)
 
 
-def test_given_genotype_is_kept_and_makes_the_search_needless(tmp_path):
+def test_given_genotype_is_kept_and_makes_the_search_needless(tmp_path, capsys):
     setup = given("autokws-darts")
     networks.keep_given_genotype(setup, tmp_path)
     kept = load_genotype(tmp_path / networks.GENOTYPE_FILE)
     assert kept == load_genotype("autokws-darts")
     assert dispatch.run(setup, 0, tmp_path) == []
+    assert "'search' left out" in capsys.readouterr().out
     assert load_genotype(tmp_path / networks.GENOTYPE_FILE) == kept
 
 

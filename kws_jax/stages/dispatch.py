@@ -52,7 +52,10 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     if done.exists():
         return json.loads(done.read_text())
     if stage.kind in _FINDS_GENOTYPE and not networks.finds_genotype(parts):
-        return []  # config.network.genotype names the network: nothing to search
+        print(
+            f"Stage {stage.name!r} left out: config.network.genotype names the network"
+        )
+        return []
     rows = KINDS[stage.kind](parts, index, folder)
     if jax.process_index() == 0:
         with saving(done):

@@ -1,7 +1,7 @@
 """One table of several experiments: `python -m kws_jax.compare WORKDIR…`.
 
-Workdirs that differ in `config.seed` alone are one row: mean and standard deviation
-over the seeds. With `--baseline=W`, the row of workdir W is what the others are
+Workdirs that differ in `config.seed` and `config.data.seed` alone are one row: mean and
+standard deviation over the seeds. With `--baseline=W`, the row of workdir W is what the others are
 compared with, by a paired bootstrap over the test clips (each clip's share of right
 answers over the seeds). Prints Markdown.
 """
@@ -80,7 +80,7 @@ def read_rows(workdirs: Sequence[Path]) -> list[Row]:
     for folder in workdirs:
         config = configs.load_workdir(folder)
         with config.unlocked():
-            config.seed = 0
+            config.seed = config.data.seed = 0
         key = configs.to_json(config)
         row = rows.setdefault(key, Row(_name(folder), [], []))
         row.runs.append(read_run(folder))

@@ -85,9 +85,13 @@ def check(config: ConfigDict) -> None:
         )
     if not config.stages:
         raise UserError("config.stages is empty: give at least one stage.")
-    for field, seed in (("seed", config.seed), ("data.seed", config.data.seed)):
-        if seed < 0:
-            raise UserError(f"config.{field} = {seed}: give 0 or more.")
+    for field, seed in {
+        "seed": config.seed,
+        "data.seed": config.data.seed,
+        "data.task_seed": config.data.task_seed,
+    }.items():
+        if not 0 <= seed < 2**32:
+            raise UserError(f"config.{field} = {seed}: give 0 to 4294967295.")
     names = [stage.name for stage in config.stages]
     if len(set(names)) < len(names):
         raise UserError(f"config.stages: the names {names} must differ.")

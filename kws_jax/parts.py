@@ -26,6 +26,8 @@ from kws_jax.training import sharding
 
 SEEN, UNSEEN = "seen", "unseen"
 TASK_FILE = "task.json"
+# Between the seeds of two streams, so that no user's seed of one is that of another.
+_STREAM_STRIDE = 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,21 +51,24 @@ class Parts(Setup):
     reference_rms: float
 
     def train_batches(
-        self, split: Split, stage: ConfigDict, start_step: int
+        self, split: Split, stage: ConfigDict, start_step: int, *, stream: int = 0
     ) -> Iterator[dict[str, jax.Array]]:
-        """Endless sharded batches of `split` under the stage's condition."""
-        for batch in self.host_batches(split, stage, start_step):
+        """Endless sharded batches of `split` under the stage's condition.
+
+        Streams of different numbers are drawn independently of each other.
+        """
+        for batch in self.host_batches(split, stage, start_step, stream=stream):
             yield sharding.shard(batch, self.mesh)
 
     def host_batches(
-        self, split: Split, stage: ConfigDict, start_step: int
+        self, split: Split, stage: ConfigDict, start_step: int, *, stream: int = 0
     ) -> Iterator[pipeline.Batch]:
         """The share of `train_batches` of one process, still on the host."""
         return pipeline.train_batches(
             split,
             Condition(**stage.condition.to_dict()),
             batch_size=stage.batch_size,
-            seed=self.config.data.seed,
+            seed=self.config.data.seed + stream * _STREAM_STRIDE,
             noise=self.noise.get(SEEN),
             start_step=start_step,
             threads=self.config.data.threads,
@@ -122,7 +127,7 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
             progress=progress,
             words=configs.keywords(config),
             clips_per_word=data.clips_per_word,
-            seed=data.seed,
+            seed=data.task_seed,
         )
     unknown = data.unknown_percent
     task = protocols.build_task(
@@ -132,7 +137,7 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         unknown_percent=None if unknown < 0 else unknown,
         silence_percent=data.silence_percent,
         silence=data.silence,
-        seed=data.seed,
+        seed=data.task_seed,
     )
     console.print(
         f"Task: {len(task.labels)} labels; {len(task.train):,} training, "

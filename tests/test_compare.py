@@ -14,6 +14,7 @@ def make_run(folder, *, seed, network="tc_resnet8", right=90, noisy=0.5):
     config = {
         "name": "tc_resnet",
         "seed": seed,
+        "data": {"seed": 10 * seed},
         "network": {"name": network, "width": 1.5},
         "stages": [{"name": "train", "kind": "train"}],
     }

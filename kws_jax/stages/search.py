@@ -218,11 +218,11 @@ def _step_fn(
 def _paired_batches(
     parts: Parts, stage: ConfigDict, first: Split, second: Split, start_step: int
 ) -> Iterator[tuple[int, Any, Any]]:
-    """Step number, batch for the weights and batch for the architecture."""
+    """Step number, batch for the weights and, drawn apart, one for the architecture."""
     return zip(
         itertools.count(start_step),
         parts.train_batches(first, stage, start_step),
-        parts.train_batches(second, stage, start_step),
+        parts.train_batches(second, stage, start_step, stream=1),
     )
 
 

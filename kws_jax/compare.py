@@ -1,9 +1,9 @@
 """One table of several experiments: `python -m kws_jax.compare WORKDIR…`.
 
 Workdirs that differ in `config.seed` and `config.data.seed` alone are one row: mean and
-standard deviation over the seeds. With `--baseline=W`, the row of workdir W is what the others are
-compared with, by a paired bootstrap over the test clips (each clip's share of right
-answers over the seeds). Prints Markdown.
+standard deviation over the seeds. With `--baseline=W`, the row of workdir W is what the
+others are compared with, by a paired bootstrap over the test clips (each clip's share
+of right answers over the seeds). Prints Markdown.
 """
 
 import dataclasses

@@ -108,3 +108,38 @@ def test_find_audio_is_sorted_and_leaves_out_the_rest(tmp_path):
     assert names == ["a.FLAC", "b.wav", "c.ogg"]
     names = [path.name for path in find_audio(tmp_path, recursive=True)]
     assert names == ["a.FLAC", "b.wav", "c.ogg", "d.wav"]
+
+
+@pytest.mark.parametrize("missing", [2, 3_000])
+def test_wav_that_ends_early_is_refused_and_tells_how_early(tmp_path, missing):
+    write_audio(tmp_path / "a.wav", tone("x"))
+    whole = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "a.wav").write_bytes(whole[:-missing])
+    size = 2 * len(tone("x"))
+    with pytest.raises(UserError, match=f"{size - missing} of {size} bytes"):
+        read_audio(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("length", [0, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_wav_from_a_pipe_is_read_to_its_end(tmp_path, length):
+    write_audio(tmp_path / "a.wav", tone("x"))
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    place = content.index(b"data") + 4
+    content[place : place + 4] = length.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    if length:  # libsndfile itself takes an announced length of 0 at its word
+        assert len(read_audio(tmp_path / "a.wav")) == len(tone("x"))
+    else:
+        with pytest.raises(UserError, match="no samples"):
+            read_audio(tmp_path / "a.wav")
+
+
+def test_wav_with_other_chunks_before_and_behind_the_audio_is_whole(tmp_path):
+    write_audio(tmp_path / "a.wav", tone("x"))
+    content = (tmp_path / "a.wav").read_bytes()
+    place = content.index(b"data")
+    note = b"note" + (3).to_bytes(4, "little") + b"abc" + b"\0"
+    changed = content[:place] + note + content[place:] + note
+    size = (len(changed) - 8).to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(changed[:4] + size + changed[8:])
+    assert len(read_audio(tmp_path / "a.wav")) == len(tone("x"))

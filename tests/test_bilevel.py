@@ -81,6 +81,13 @@ def test_second_order_has_the_hessian_term():
     np.testing.assert_allclose(gradient, expected, rtol=1e-4)
 
 
+def test_second_order_is_the_first_where_the_weights_do_not_move():
+    transformation = optax.sgd(0.0)
+    state, _ = state_of(transformation)
+    gradient, _ = gradient_of(state, transformation, 2)
+    np.testing.assert_allclose(gradient, D, rtol=1e-5)
+
+
 def unrolled_loss(alpha, momentum, lr, decay, velocity):
     gradient = HESSIAN @ W0 + MIXED @ alpha + decay * W0
     w = W0 - lr * (momentum * velocity + gradient)

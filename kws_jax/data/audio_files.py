@@ -17,6 +17,9 @@ AUDIO_SUFFIXES = tuple(
     if name.upper() in soundfile.available_formats()
 )
 
+# Programs that write to a pipe announce a length near the largest.
+_UNKNOWN_LENGTH = 0x7FFFF000
+
 
 class CorruptAudioError(UserError):
     """A file that is missing, empty, damaged or no audio; `reason` tells which."""
@@ -48,6 +51,11 @@ def read_audio(path: str | os.PathLike[str]) -> np.ndarray:
 def decode_audio(file: str | BinaryIO, name: str) -> np.ndarray:
     """As `read_audio`, also from a file inside an archive; `name` is for the errors."""
     try:
+        announced, there = _wav_bytes(file)
+        if announced > there:
+            raise CorruptAudioError(
+                name, f"it ends after {there} of {announced} bytes of audio"
+            )
         with soundfile.SoundFile(file) as sound:
             exact = sound.subtype == "PCM_16"
             expected, rate = sound.frames, sound.samplerate
@@ -70,6 +78,35 @@ def decode_audio(file: str | BinaryIO, name: str) -> np.ndarray:
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE)
     return np.clip(np.rint(mono), -(2**15), 2**15 - 1).astype(np.int16)
+
+
+def _wav_bytes(file: str | BinaryIO) -> tuple[int, int]:
+    """Bytes of audio that a RIFF WAV file announces, and how many of them are there.
+
+    libsndfile takes what is there for the whole. Zeros for every other kind of file,
+    and for a WAV that was written to a pipe, whose writer could not know its length.
+    """
+    if isinstance(file, str):
+        with open(file, "rb") as opened:
+            return _wav_bytes(opened)
+    start = file.tell()
+    size = file.seek(0, os.SEEK_END) - start
+    file.seek(start)
+    header = file.read(12)
+    announced = there = 0
+    if header[:4] == b"RIFF" and header[8:] == b"WAVE":
+        place = 12
+        while len(chunk := file.read(8)) == 8:
+            length = int.from_bytes(chunk[4:], "little")
+            place += 8
+            if chunk[:4] == b"data":
+                if 0 < length < _UNKNOWN_LENGTH:
+                    announced, there = length, min(length, size - place)
+                break
+            place += length + length % 2
+            file.seek(start + place)
+    file.seek(start)
+    return announced, there
 
 
 def find_audio(

@@ -1,8 +1,9 @@
 """Bilevel search: min_α L_val(w*(α), α) with w*(α) = argmin_w L_train(w, α).
 
-Reference: Liu et al., "DARTS", ICLR 2019 (arXiv 1806.09055), Algorithm 1, Eq. 5 to 7.
+Reference: Liu et al., "DARTS", ICLR 2019 (arXiv 1806.09055), Algorithm 1, Eq. 5 to 8.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ from kws_jax.training.state import (
 from kws_jax.training.step import LossFn
 
 PyTree = Any
-Trees = dict[str, PyTree]
+# How far Eq. 8 moves the weights, as a norm.
+_DISTANCE = 0.01
 SearchStep = Callable[
     [TrainState, PyTree, PyTree, jax.Array], tuple[TrainState, dict[str, jax.Array]]
 ]
@@ -38,11 +40,15 @@ def architecture_gradient(
 ) -> tuple[PyTree, dict[str, jax.Array]]:
     """Gradient of the validation loss by the architecture α.
 
-    First order: ∇_α [L_val(w, α) + R(α)]. Second order: ∇_α [L_val(w'(α), α) + R(α)]
-    where w'(α) is w after the step that `weight_transformation` would make on
-    ∇_w L_train(w, α). The step is differentiated as it is, with its momentum, weight
-    decay, clipping and current learning rate; for plain SGD it is
-    w' = w − ξ ∇_w L_train(w, α).
+    First order: ∇_α [L_val(w, α) + R(α)]. Second order: the total derivative of
+    L_val(w'(α), α) + R(α), where w'(α) is w after the step that `weight_transformation`
+    would make on ∇_w L_train(w, α), with its momentum, weight decay, clipping and
+    current learning rate; for plain SGD it is w' = w − ξ ∇_w L_train(w, α), Eq. 7.
+
+    With u the gradient of L_val(w', α) by ∇_w L_train, the second-order term is
+    ∇_α ⟨∇_w L_train(w, α), u⟩. As in Eq. 8 it is taken from two first-order gradients,
+    [∇_α L_train(w + εu, α) − ∇_α L_train(w − εu, α)] / 2ε with ε = 0.01 / ‖u‖: a
+    gradient of a gradient of a whole supernet is too large a program.
 
     Args:
       loss_fn: loss of trees on a batch.
@@ -62,38 +68,61 @@ def architecture_gradient(
     if order == 2 and weight_transformation is None:
         raise ValueError("order 2 needs the transformation of the weights")
     train_key, val_key = keys
-    trees = state.trees
+    weights, architecture = state.trees[WEIGHTS], state.trees[ARCHITECTURE]
 
-    def stepped_weights(architecture: PyTree) -> PyTree:
-        if order == 1 or weight_transformation is None:
-            return trees[WEIGHTS]
-
-        def train_loss(weights: PyTree) -> jax.Array:
-            moved = {**trees, WEIGHTS: weights, ARCHITECTURE: architecture}
-            return loss_fn(moved, state.batch_stats, train_batch, train_key)[0]
-
-        updates, _ = weight_transformation.update(
-            jax.grad(train_loss)(trees[WEIGHTS]),
-            state.opt_state[WEIGHTS],
-            trees[WEIGHTS],
-        )
-        return optax.apply_updates(trees[WEIGHTS], updates)
-
-    def validation_loss(architecture: PyTree) -> tuple[jax.Array, dict]:
-        moved = {
-            **trees,
-            WEIGHTS: stepped_weights(architecture),
-            ARCHITECTURE: architecture,
-        }
+    def validation_loss(weights: PyTree, architecture: PyTree) -> Any:
+        moved = {**state.trees, WEIGHTS: weights, ARCHITECTURE: architecture}
         loss, (metrics, _) = loss_fn(moved, state.batch_stats, val_batch, val_key)
         if regulariser is not None:
             loss = loss + regulariser(architecture)
         return loss, metrics
 
-    (loss, metrics), gradient = jax.value_and_grad(validation_loss, has_aux=True)(
-        trees[ARCHITECTURE]
-    )
-    return gradient, {"loss": loss, **metrics}
+    def train_loss(weights: PyTree, architecture: PyTree) -> jax.Array:
+        moved = {**state.trees, WEIGHTS: weights, ARCHITECTURE: architecture}
+        return loss_fn(moved, state.batch_stats, train_batch, train_key)[0]
+
+    if order == 1 or weight_transformation is None:
+        (loss, metrics), gradient = jax.value_and_grad(
+            validation_loss, argnums=1, has_aux=True
+        )(weights, architecture)
+        return gradient, {"loss": loss, **metrics}
+
+    update = functools.partial(_update, weight_transformation, state)
+    updates, pull = jax.vjp(update, jax.grad(train_loss)(weights, architecture))
+    stepped = optax.apply_updates(weights, updates)
+    (loss, metrics), (by_weights, gradient) = jax.value_and_grad(
+        validation_loss, argnums=(0, 1), has_aux=True
+    )(stepped, architecture)
+    term = _mixed_derivative(train_loss, weights, architecture, pull(by_weights)[0])
+    return jax.tree.map(jnp.add, gradient, term), {"loss": loss, **metrics}
+
+
+def _update(
+    transformation: optax.GradientTransformation, state: TrainState, gradient: PyTree
+) -> PyTree:
+    """What the transformation makes of a gradient of the weights, at this state."""
+    return transformation.update(
+        gradient, state.opt_state[WEIGHTS], state.trees[WEIGHTS]
+    )[0]
+
+
+def _mixed_derivative(
+    loss: Callable[[PyTree, PyTree], jax.Array],
+    weights: PyTree,
+    architecture: PyTree,
+    direction: PyTree,
+) -> PyTree:
+    """∇_α ⟨∇_w loss(w, α), u⟩ for a direction u of the weights, by Eq. 8."""
+    norm = optax.global_norm(direction)
+    distance = _DISTANCE / jnp.where(norm > 0, norm, 1.0)
+
+    def gradient_at(sign: jax.Array) -> PyTree:
+        moved = jax.tree.map(lambda w, u: w + sign * distance * u, weights, direction)
+        return jax.grad(loss, argnums=1)(moved, architecture)
+
+    # one after the other, so that one program and one set of activations serve both
+    both = jax.lax.map(gradient_at, jnp.array([1.0, -1.0], norm.dtype))
+    return jax.tree.map(lambda g: (g[0] - g[1]) / (2 * distance), both)
 
 
 def make_search_step(

@@ -8,9 +8,9 @@ from kws_jax.models.genotype import Genotype
 from kws_jax.models.registry import create_model
 
 
-def model_macs(name, **settings):
+def model_macs(name, frames=98, bands=40, **settings):
     model = create_model(name, 12, **settings)
-    features = jax.ShapeDtypeStruct((1, 98, 40), jnp.float32)
+    features = jax.ShapeDtypeStruct((1, frames, bands), jnp.float32)
     variables = jax.eval_shape(
         lambda x: model.init(jax.random.key(0), x, train=False), features
     )
@@ -50,6 +50,10 @@ def test_searched_macs_follow_the_formula(shortcut):
                 expected += frames * before * c * (1 if shortcut == "1x1" else k)
         before = c
     assert model_macs("searched", genotype=genotype) == expected
+
+
+def test_conv_mixer_macs_are_the_published_count():
+    assert model_macs("conv_mixer", bands=64) == 21_966_080
 
 
 def test_macs_grow_with_the_batch():

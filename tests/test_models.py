@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from network_values import conv_same, random_variables
 
 from kws_jax.errors import UserError
 from kws_jax.models import blocks, registry
@@ -20,11 +21,23 @@ PARAMETERS = [
     ("searched", {"genotype": "autokws-darts"}, 70_338, 71_322),
     ("searched", {"genotype": "autokws-fairdarts"}, 161_571, 163_035),
     ("searched", {"genotype": "autokws-noisydarts"}, 121_692, 122_820),
+    ("conv_mixer", {}, 119_620, 121_292),
+    ("res15", {}, 237_882, 239_052),
+    ("res15_narrow", {}, 42_648, 43_142),
+    # Of the published 109,622 two for each of 60 filters belong to the front end.
+    ("mbconv", {}, 109_502, 113_642),
+    ("tenet6", {}, 50_816, 53_760),
+    ("tenet12", {}, 94_208, 99_840),
+    ("tenet12", {"mtconv": True}, 114_944, 127_488),
+    ("tenet6_narrow", {}, 15_424, 16_896),
+    ("tenet12_narrow", {}, 27_904, 30_720),
 ]
+# Features of one second that a network's paper uses, where they are not 40 MFCCs.
+BANDS = {"conv_mixer": 64}
 
 
-def model_shapes(model):
-    features = jax.ShapeDtypeStruct((1, 98, 40), jnp.float32)
+def model_shapes(model, bands=40):
+    features = jax.ShapeDtypeStruct((1, 98, bands), jnp.float32)
     return jax.eval_shape(
         lambda x: model.init(jax.random.key(0), x, train=False), features
     )
@@ -32,7 +45,8 @@ def model_shapes(model):
 
 @pytest.mark.parametrize(("name", "settings", "trainable", "with_stats"), PARAMETERS)
 def test_parameter_counts_are_exact(name, settings, trainable, with_stats):
-    variables = model_shapes(registry.create_model(name, 12, **settings))
+    model = registry.create_model(name, 12, **settings)
+    variables = model_shapes(model, BANDS.get(name, 40))
     assert count_parameters(variables["params"]) == trainable
     assert count_parameters_with_statistics(variables) == with_stats
 
@@ -100,16 +114,6 @@ def test_settings_out_of_range_are_refused(name, settings):
         registry.create_model(name, 12, **settings)
 
 
-def conv_same(x, w, stride):
-    """TensorFlow's SAME convolution over time, by its definition."""
-    t, k = x.shape[1], len(w)
-    out = -(-t // stride)
-    total = max((out - 1) * stride + k - t, 0)
-    x = np.pad(x, ((0, 0), (total // 2, total - total // 2), (0, 0)))
-    windows = [x[:, i * stride : i * stride + k] for i in range(out)]
-    return np.stack([np.einsum("bkc,kcd->bd", v, w) for v in windows], axis=1)
-
-
 def block_by_hand(x, variables, stride, *, se):
     p, s = variables["params"], variables["batch_stats"]
 
@@ -128,21 +132,6 @@ def block_by_hand(x, variables, stride, *, se):
         x = conv_same(x, p["shortcut_conv"]["kernel"], stride)
         x = np.maximum(norm(x, "shortcut_bn"), 0)
     return np.maximum(x + y, 0)
-
-
-def random_variables(model, x, seed=0):
-    """Random values everywhere, variances positive; nothing is compiled."""
-    rng = np.random.default_rng(seed)
-    variables = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.asarray(x), train=False)
-    )
-    return jax.tree.map(
-        lambda v: (
-            rng.uniform(0.2, 1.0, v.shape).astype(np.float32)
-            * (1 if v.ndim == 1 else rng.choice([-1, 1], v.shape))
-        ),
-        variables,
-    )
 
 
 @pytest.mark.parametrize(

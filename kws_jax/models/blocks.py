@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kws_jax.ops.pointwise import pointwise_conv
+
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.997, 1e-3
 STEM_KERNEL = 3
 SHORTCUTS = ("1x1", "jx1")
@@ -23,6 +25,7 @@ def conv(channels: int, kernel: int, stride: int = 1, *, name: str) -> nn.Conv:
         padding="SAME",
         use_bias=False,
         kernel_init=nn.initializers.glorot_uniform(),
+        conv_general_dilated=pointwise_conv if kernel == 1 else None,
         name=name,
     )
 
@@ -31,18 +34,21 @@ def batch_norm(
     *,
     train: bool,
     affine: bool = True,
+    scale: bool = True,
     momentum: float = BATCH_NORM_MOMENTUM,
+    epsilon: float = BATCH_NORM_EPSILON,
     name: str,
 ) -> nn.BatchNorm:
-    """Batch norm over batch and time; `affine` adds the learned scale and shift.
+    """Batch norm over all axes but the channels.
 
+    `affine` adds the learned scale and shift, of which `scale=False` leaves the shift.
     `momentum` is what the running statistics keep at each training step.
     """
     return nn.BatchNorm(
         use_running_average=not train,
         momentum=momentum,
-        epsilon=BATCH_NORM_EPSILON,
-        use_scale=affine,
+        epsilon=epsilon,
+        use_scale=affine and scale,
         use_bias=affine,
         name=name,
     )
@@ -118,6 +124,7 @@ class Stem(nn.Module):
 
     channels: int
     affine: bool = True
+    scale: bool = True
     batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
     @nn.compact
@@ -129,6 +136,7 @@ class Stem(nn.Module):
         norm = batch_norm(
             train=train,
             affine=self.affine,
+            scale=self.scale,
             momentum=self.batch_norm_momentum,
             name="bn",
         )
@@ -136,10 +144,12 @@ class Stem(nn.Module):
 
 
 class Head(nn.Module):
-    """Dropout and a linear layer without bias, from embedding to logits."""
+    """Dropout and a linear layer, from embedding to logits."""
 
     num_labels: int
     dropout: float = 0.5
+    use_bias: bool = False
+    kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
 
     @nn.compact
     def __call__(
@@ -149,8 +159,8 @@ class Head(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(embedding)
         return nn.Dense(
             self.num_labels,
-            use_bias=False,
-            kernel_init=nn.initializers.glorot_uniform(),
+            use_bias=self.use_bias,
+            kernel_init=self.kernel_init,
             name="linear",
         )(x)
 

@@ -30,8 +30,9 @@ def count_macs(fn: Callable, *args: Any) -> int:
 
     A convolution has output size × kernel taps × input channels / groups of them (taps
     that fall on padding are counted), a matrix product output size × contracted size.
-    Sums, products by element, norms and pooling are not counted. `args` may be
-    jax.ShapeDtypeStruct; nothing is computed.
+    Sums, products by element, norms and pooling are not counted. Where platforms have
+    forms of their own, the plain one counts. `args` may be jax.ShapeDtypeStruct;
+    nothing is computed.
 
     Raises:
       ValueError: `fn` has a while loop, whose length is not known.
@@ -59,7 +60,8 @@ def _count_equation(equation: jex_core.JaxprEqn) -> int:
     if name == "while" and any(counts):
         raise ValueError("cannot count a while loop: its length is not known")
     if name == "cond":
-        return max(counts)
+        platforms = params.get("branches_platforms") or ()
+        return counts[platforms.index(None)] if None in platforms else max(counts)
     return sum(counts) * (params["length"] if name == "scan" else 1)
 
 

@@ -1,28 +1,47 @@
 """Models by name, for configs."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
 
 from kws_jax.errors import UserError, nearest
+from kws_jax.models.conv_mixer import ConvMixer
 from kws_jax.models.genotype import Genotype, load_genotype
+from kws_jax.models.mbconv import ACTIVATIONS, MBConvNet, are_layers
+from kws_jax.models.res15 import Res15
 from kws_jax.models.searched import SearchedTCNet
 from kws_jax.models.tc_resnet import TCResNet
+from kws_jax.models.tenet import TENet
 
 # name -> (class, settings that the name fixes)
 MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "tc_resnet8": (TCResNet, {"depth": 8}),
     "tc_resnet14": (TCResNet, {"depth": 14}),
     "searched": (SearchedTCNet, {}),
+    "conv_mixer": (ConvMixer, {}),
+    "res15": (Res15, {"maps": 45}),
+    "res15_narrow": (Res15, {"maps": 19}),
+    "mbconv": (MBConvNet, {}),
+    "tenet6": (TENet, {"depth": 6, "channels": 32}),
+    "tenet12": (TENet, {"depth": 12, "channels": 32}),
+    "tenet6_narrow": (TENet, {"depth": 6, "channels": 16}),
+    "tenet12_narrow": (TENet, {"depth": 12, "channels": 16}),
 }
 # setting -> (what is expected of it, its test)
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "width": ("a number of at least 1/16", lambda value: value >= 1 / 16),
+    "channels": ("a whole number of at least 1", lambda value: value >= 1),
     "dropout": ("a share in [0, 1)", lambda value: 0 <= value < 1),
     "se_reduction": ("a whole number of at least 1", lambda value: value >= 1),
+    "layers": (
+        "six operations E1K3 … E6K7 or SKIP, the first and fourth not SKIP",
+        are_layers,
+    ),
 }
+# setting -> its names
+CHOICES: dict[str, Iterable[str]] = {"activation": ACTIVATIONS}
 
 
 def model_settings(name: str) -> tuple[str, ...]:
@@ -68,6 +87,11 @@ def create_model(name: str, num_labels: int, **settings: Any) -> nn.Module:
 
 
 def _check_range(name: str, setting: str, value: Any) -> None:
+    if setting in CHOICES and value not in CHOICES[setting]:
+        raise UserError(
+            f"setting {setting!r} of model {name!r} cannot be {value!r}: "
+            f"{nearest(str(value), CHOICES[setting])}"
+        )
     if setting not in RANGES:
         return
     expected, holds = RANGES[setting]

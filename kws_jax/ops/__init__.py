@@ -1,0 +1,1 @@
+"""Operations that need care to be fast."""

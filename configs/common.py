@@ -71,6 +71,23 @@ def mfcc() -> ConfigDict:
     )
 
 
+def log_mel() -> ConfigDict:
+    """Kaldi's log-mel energies as ConvMixer takes them: 98 frames of 64 bands."""
+    return ConfigDict(
+        {
+            "name": "log_mel",
+            "window_ms": 25.0,
+            "hop_ms": 10.0,
+            "num_mel": 64,
+            "low_hz": 20.0,
+            "high_hz": 8000.0,
+            "preemphasis": 0.97,
+            # By the mean and deviation that the official code has for Speech Commands.
+            "normalized": True,
+        }
+    )
+
+
 def tc_resnet_sgd() -> ConfigDict:
     """TC-ResNet: SGD, 0.1 divided by ten after each third, L2 0.001 on kernels."""
     return ConfigDict(
@@ -153,7 +170,8 @@ def shorten(config: ConfigDict, train: ConfigDict, *, demo: bool) -> None:
     train.update(steps=0, epochs=30.0, eval_every_epochs=2.0)
     train.optimizer.schedule = "cosine"
     train.spec_augment = spec_augment(masks=1)
-    config.network.batch_norm_momentum = 0.99
+    momentum = config.network.batch_norm_momentum
+    config.network.batch_norm_momentum = min(momentum, 0.99)
     if demo:
         config.data.source = "synthetic"
         train.epochs = 40.0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from configs import network
 from kws_jax import command_line
 from kws_jax import config as configs
 from kws_jax.errors import UserError
@@ -21,6 +22,7 @@ ARGUMENTS = {
         ("", "noisydarts", "darts", "fairdarts", "random"), SIZES
     ),
     "tc_resnet": itertools.product(("", "8", "8-1.5", "14", "14-1.5"), SIZES),
+    "network": itertools.product(("", *network.NETWORKS), SIZES),
 }
 EXPERIMENTS = [
     f"{name}:{','.join(filter(None, words))}"
@@ -52,7 +54,9 @@ def test_every_experiment_passes_the_checks(experiment):
     assert config.is_locked
 
 
-@pytest.mark.parametrize("experiment", ["autokws:", "autokws:random,cpu", "tc_resnet:"])
+@pytest.mark.parametrize(
+    "experiment", ["autokws:", "autokws:random,cpu", "tc_resnet:", "network:mbconv"]
+)
 def test_a_stored_config_is_the_same_experiment(experiment, tmp_path):
     config = load(experiment)
     (tmp_path / "config.json").write_text(configs.to_json(config))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from network_values import conv_same, random_variables
 
+from configs import network
 from kws_jax.errors import UserError
+from kws_jax.frontends.registry import create_frontend
 from kws_jax.models import blocks, registry
 from kws_jax.models.counting import (
     count_parameters,
@@ -49,6 +51,24 @@ def test_parameter_counts_are_exact(name, settings, trainable, with_stats):
     variables = model_shapes(model, BANDS.get(name, 40))
     assert count_parameters(variables["params"]) == trainable
     assert count_parameters_with_statistics(variables) == with_stats
+
+
+@pytest.mark.parametrize("name", network.NETWORKS)
+def test_configs_give_all_settings_of_a_network_and_its_front_end(name):
+    config = network.get_config(name)
+    settings = {k: v for k, v in config.network.items() if k != "name"}
+    assert set(settings) == set(registry.model_settings(name))
+    frontend = {k: v for k, v in config.frontend.items() if k != "name"}
+    shape = create_frontend(config.frontend.name, **frontend).shape
+    model = registry.create_model(name, 12, **settings)
+    jax.eval_shape(
+        lambda x: model.init(jax.random.key(0), x, train=False), jnp.zeros((1, *shape))
+    )
+
+
+def test_every_network_has_a_config():
+    own = {"tc_resnet8", "tc_resnet14", "searched"}
+    assert set(network.NETWORKS) == set(registry.MODELS) - own
 
 
 def test_every_registered_model_has_a_known_parameter_count():

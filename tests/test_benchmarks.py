@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -230,3 +231,15 @@ def test_without_pytorch_jax_is_measured_alone_and_one_message_says_so(
         2,
         1,
     )
+
+
+def test_floor_of_the_search_step_counts_the_products_of_the_candidates_alone():
+    space = search.space_for(small=True)
+    features = np.zeros((2, 98, 40), np.float32)
+    _, work = steps.search(space, features, 12)
+    stem_and_linear = 98 * 3 * 40 * 8 + 8 * 12
+    convolutions = sum(2 * 98 * k * 2 * 8 * 8 for k in (3, 5, 7, 9))
+    squeeze_excite = 4 * 2 * 8 * 2
+    forward = stem_and_linear + convolutions + squeeze_excite
+    # two clips; two passes for the architecture, three for the weights
+    assert work.operations == 2 * 2 * (2 + 3) * forward

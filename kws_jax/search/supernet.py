@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from kws_jax.models.blocks import BATCH_NORM_MOMENTUM, Head, Stem, time_pool
 from kws_jax.models.genotype import SKIP, Genotype
-from kws_jax.models.searched import MixedLayer
+from kws_jax.search.merged import MergedLayer
 from kws_jax.search.space import SearchSpace
 
 PyTree = Any
@@ -45,7 +45,7 @@ class SuperNet(nn.Module):
             space.stem_channels, batch_norm_momentum=self.batch_norm_momentum
         )
         self.layers = [
-            MixedLayer(
+            MergedLayer(
                 operations,
                 channels,
                 stride,

@@ -51,6 +51,9 @@ def data() -> ConfigDict:
             "task_seed": 0,
             # Threads of the input pipeline.
             "threads": 2,
+            # Keep the training clips and noises in the memory of each accelerator and
+            # mix there. The same batches, to one unit of int16; tests stay on the host.
+            "on_device": False,
         }
     )
 
@@ -198,6 +201,12 @@ def base(name: str) -> ConfigDict:
             "name": name,
             "seed": 0,
             "log_every_steps": 20,
+            # With data.on_device: how many training steps one call of the device makes;
+            # single ones where so many would cross a log line or a validation.
+            "steps_per_call": 1,
+            # What networks compute in while they train: 'float32' or 'bfloat16'.
+            # Weights, statistics, features, losses and all tests are float32.
+            "compute_dtype": "float32",
             "data": data(),
             "frontend": mfcc(),
             "evaluation": evaluation(),

@@ -14,6 +14,7 @@ from kws_jax.errors import UserError, nearest
 
 SOURCES = ("tfds", "folder", "synthetic")
 STAGE_KINDS = ("train", "search", "random_search")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 # Fields that may differ when an experiment is taken up again: where things lie and
 # how they are shown, not what is computed.
 _MAY_DIFFER = re.compile(
@@ -95,11 +96,27 @@ def check(config: ConfigDict) -> None:
     names = [stage.name for stage in config.stages]
     if len(set(names)) < len(names):
         raise UserError(f"config.stages: the names {names} must differ.")
-    for field in ("log_every_steps", "data.threads", "evaluation.batch_size"):
+    for field in (
+        "log_every_steps",
+        "steps_per_call",
+        "data.threads",
+        "evaluation.batch_size",
+    ):
         group, _, name = field.rpartition(".")
         value = (config[group] if group else config)[name]
         if value < 1:
             raise UserError(f"config.{field} = {value}: give at least 1.")
+    if config.steps_per_call > 1 and not config.data.on_device:
+        raise UserError(
+            f"config.steps_per_call = {config.steps_per_call} needs batches that are "
+            "made on the device: set config.data.on_device to True, or steps_per_call "
+            "to 1."
+        )
+    if config.compute_dtype not in COMPUTE_DTYPES:
+        raise UserError(
+            f"config.compute_dtype = {config.compute_dtype!r} is unknown; "
+            f"{nearest(config.compute_dtype, COMPUTE_DTYPES)}"
+        )
     for index, stage in enumerate(config.stages):
         _check_stage(stage, f"config.stages[{index}]")
 

@@ -19,7 +19,7 @@ from kws_jax.evaluation import testing
 from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
 from kws_jax.report.page import write_report
 from kws_jax.report.terminal import print_results, print_summary
-from kws_jax.stages import dispatch, networks
+from kws_jax.stages import dispatch, feeding, networks
 from kws_jax.training.checkpoints import saving, write_json, write_text
 
 
@@ -57,10 +57,10 @@ def run(
 
 def _print_pipeline_speed(parts: Parts, console: Console) -> None:
     """Tells what the input pipeline delivers alone, the upper limit of training."""
-    stage = parts.config.stages[-1]
-    batches = parts.host_batches(parts.task.train, stage, start_step=0)
+    batches = feeding.batches_alone(parts, parts.config.stages[-1])
     speed = pipeline.measure_throughput(batches, count=20)
-    console.print(f"Input pipeline alone: {speed:,.0f} clips/s")
+    where = ", mixed on the device" if parts.config.data.on_device else ""
+    console.print(f"Input pipeline alone{where}: {speed:,.0f} clips/s")
 
 
 def check_workdir(config: ConfigDict, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kws_jax import config as configs
-from kws_jax.data import pipeline, protocols, sources
+from kws_jax.data import device, draws, pipeline, protocols, sources
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import SILENCE, TRAIN, UNKNOWN, Corpus, Recording, Split, Task
 from kws_jax.data.folder import read_noise_folder
@@ -66,13 +67,48 @@ class Parts(Setup):
         """The share of `train_batches` of one process, still on the host."""
         return pipeline.train_batches(
             split,
-            Condition(**stage.condition.to_dict()),
-            batch_size=stage.batch_size,
-            seed=self.config.data.seed + stream * _STREAM_STRIDE,
-            noise=self.noise.get(SEEN),
+            _condition(stage),
+            **self._drawing(stage, stream),
+            **self._mixing(self.noise.get(SEEN)),
             start_step=start_step,
             threads=self.config.data.threads,
-            **self._mixing(),
+        )
+
+    def recipe(self, split: Split, stage: ConfigDict) -> draws.Recipe:
+        """What the stage's batches of `split` are mixed from."""
+        return draws.Recipe(
+            split, _condition(stage), **self._mixing(self.noise.get(SEEN))
+        )
+
+    def selection(
+        self, split: Split, stage: ConfigDict, *, stream: int = 0
+    ) -> Callable[[int], draws.Selection]:
+        """What `train_batches` selects at a step: one process's share of it."""
+        return draws.training_selection(len(split), **self._drawing(stage, stream))
+
+    @functools.cached_property
+    def resident(self) -> device.Resident:
+        """The training set, and what its stages may hear, in the memory of each device.
+
+        It is put there when first asked for, and stays for all stages.
+        """
+        held = device.read(self.task.train, *self._heard())
+        return sharding.replicate(held, self.mesh)
+
+    def check_room(self) -> None:
+        """Raises UserError where `resident` would not fit."""
+        device.check_room(len(self.task.train), self._heard(), self.mesh.local_devices)
+
+    def _heard(self) -> tuple[NoiseBank | None, NoiseBank | None]:
+        """Background and noise that some stage hears in training."""
+        recipes = [
+            self.recipe(self.task.train, stage)
+            for stage in self.config.stages
+            if "condition" in stage
+        ]
+        return (
+            self.background if any(r.heard_background for r in recipes) else None,
+            self.noise.get(SEEN) if any(r.heard_noise for r in recipes) else None,
         )
 
     def eval_batches(
@@ -85,22 +121,39 @@ class Parts(Setup):
             condition,
             batch_size=-(-size // self.mesh.size) * self.mesh.size,
             seed=self.config.evaluation.seed,
-            noise=noise,
             threads=self.config.data.threads,
-            **self._mixing(),
+            **self._mixing(noise),
+            **_processes(),
         )
         return (sharding.shard(batch, self.mesh) for batch in batches)
 
-    def _mixing(self) -> dict[str, Any]:
+    def _mixing(self, noise: NoiseBank | None) -> dict[str, Any]:
         return {
             "background": self.background,
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
+            "noise": noise,
             "silence_label": self.labels.index(SILENCE)
             if SILENCE in self.labels
             else None,
             "reference_rms": self.reference_rms,
         }
+
+    def _drawing(self, stage: ConfigDict, stream: int) -> dict[str, Any]:
+        return {
+            "batch_size": stage.batch_size,
+            "seed": self.config.data.seed + stream * _STREAM_STRIDE,
+            **_processes(),
+        }
+
+
+def _condition(stage: ConfigDict) -> Condition:
+    return Condition(**stage.condition.to_dict())
+
+
+def _processes() -> dict[str, Any]:
+    return {
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
 
 
 def build_parts(config: ConfigDict, console: Console) -> Parts:

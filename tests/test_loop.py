@@ -1,8 +1,10 @@
 """The training loop on a toy: what it saves, logs, takes up again and refuses."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -289,3 +291,114 @@ def test_weights_broken_by_the_last_update_do_not_become_a_checkpoint(tmp_path):
         run.train()
     assert int(saved(tmp_path)[0].step) == 3
     assert int(saved(tmp_path, "best")[0].step) == 3
+
+
+@pytest.mark.parametrize("most", [1, 3, 4, 8, 64])
+@pytest.mark.parametrize("breaks", [(), (0,), (13, 51)])
+def test_calls_cross_no_step_at_which_something_is_due(most, breaks):
+    plan = dataclasses.replace(
+        PLAN,
+        total_steps=53,
+        eval_every=17,
+        log_every=10,
+        steps_per_call=most,
+        breaks=breaks,
+    )
+    calls = list(plan.calls(0))
+    assert [step for call in calls for step in call] == list(range(53))
+    due = {s for s in range(1, 53) if s % 17 == 0 or s % 10 == 0 or s in breaks}
+    for call in calls:
+        assert not due & set(call[1:])
+        # Each length is a program to be compiled.
+        assert len(call) in (1, most)
+    if most == 4 and not breaks:
+        # Something is due at 34, 40, 50, 51 and 53.
+        assert [len(call) for call in plan.calls(30)] == [
+            *(4, 4, 1, 1, 4, 4, 1, 1),
+            *(1, 1, 1),
+        ]
+    # From any validation on, a stage that is taken up makes the same calls.
+    for start in (17, 34, 51):
+        assert list(plan.calls(start)) == [c for c in calls if c.start >= start]
+    assert list(plan.calls(53)) == []
+
+
+@jax.jit
+def call_of_steps(state, batches):
+    def step(state, batch):
+        return STEP(state, batch, jax.random.key(0))
+
+    return jax.lax.scan(step, state, batches)
+
+
+class RunOfCalls(Run):
+    """Makes the steps of each call at once; its metrics are arrays [steps]."""
+
+    def _step(self, state, batches):
+        return call_of_steps(state, batches)
+
+    def _batches(self, start):
+        for call in self.plan.calls(start):
+            steps = list(itertools.islice(super()._batches(call.start), len(call)))
+            yield jnp.stack(steps)
+
+
+OF_CALLS = dataclasses.replace(
+    PLAN, total_steps=23, eval_every=9, log_every=6, steps_per_call=4
+)
+
+
+@pytest.fixture(scope="module")
+def of_single_steps(tmp_path_factory):
+    plan = dataclasses.replace(OF_CALLS, steps_per_call=1)
+    run = Run(tmp_path_factory.mktemp("single"), plan=plan)
+    run.state, run.notes = run.train()
+    return run
+
+
+def test_calls_of_several_steps_log_and_end_as_single_steps(tmp_path, of_single_steps):
+    run = RunOfCalls(tmp_path, plan=OF_CALLS)
+    state, _ = run.train()
+    chex.assert_trees_all_close(state, of_single_steps.state, rtol=1e-5)
+    assert run.sequence() == of_single_steps.sequence()
+    for name in ("loss", "learning_rate", "gradient_norm"):
+        found, expected = (
+            [line[name] for line in r.values() if line["split"] == "train"]
+            for r in (run, of_single_steps)
+        )
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_killed_run_of_calls_ends_bit_for_bit_as_an_undisturbed_one(tmp_path):
+    undisturbed = RunOfCalls(tmp_path / "whole", plan=OF_CALLS)
+    state, _ = undisturbed.train()
+    with pytest.raises(Killed):
+        RunOfCalls(tmp_path, plan=OF_CALLS, fall_at=(12, "train")).train()
+    again = RunOfCalls(tmp_path, plan=OF_CALLS)
+    resumed, _ = again.train()
+    assert again.start == 9
+    chex.assert_trees_all_equal(resumed, state)
+    assert again.values() == undisturbed.values()
+
+
+def test_speed_counts_the_steps_of_all_calls(tmp_path, monkeypatch):
+    run = RunOfCalls(tmp_path, plan=dataclasses.replace(OF_CALLS, eval_every=100))
+    clock = itertools.count(0, 2)
+    time = SimpleNamespace(monotonic=lambda: float(next(clock)))
+    monkeypatch.setattr(loop, "time", time)
+    run.train()
+    second = run.lines()[1]
+    # Six steps of eight clips, and two seconds from one look at the clock to the next.
+    assert second["step"] == 12
+    assert second["clips_per_second"] == 6 * 8 / 2
+
+
+def test_a_loss_that_is_not_finite_within_a_call_names_its_step(tmp_path):
+    def step_fn(state, batches):
+        state, metrics = call_of_steps(state, batches)
+        steps = int(state.step) - len(batches) + 1 + np.arange(len(batches))
+        return state, metrics | {"loss": jnp.where(steps >= 11, jnp.nan, 1.0)}
+
+    with pytest.raises(UserError, match="nan at step 11 of stage 'toy'"):
+        RunOfCalls(tmp_path, plan=OF_CALLS, step_fn=step_fn).train()
+    assert int(saved(tmp_path)[0].step) == 9

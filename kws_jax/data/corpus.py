@@ -49,7 +49,8 @@ class Split:
     """The labelled clips of one split under a protocol.
 
     `labels` int32 [n], `names` str [n], `speakers` str [n]; `read` takes positions
-    0 … n-1 and gives int16 [m, CLIP_SAMPLES].
+    0 … n-1 and gives int16 [m, CLIP_SAMPLES]. `origin` int [n] are the positions in the
+    split that this one was cut from (by any number of cuts), None for a whole one.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Split:
     names: np.ndarray
     speakers: np.ndarray
     read: Reader
+    origin: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,6 +72,7 @@ class Split:
             names=self.names[positions],
             speakers=self.speakers[positions],
             read=lambda rows: self.read(positions[np.asarray(rows)]),
+            origin=positions if self.origin is None else self.origin[positions],
         )
 
 

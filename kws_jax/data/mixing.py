@@ -16,7 +16,7 @@ from kws_jax.errors import UserError
 
 FULL_SCALE = 32768.0
 REFERENCE_RMS = 0.05  # of a keyword clip where the training set's median is not given
-_PEAK = 32767 / FULL_SCALE  # the largest int16
+PEAK = 32767 / FULL_SCALE  # the largest int16
 # The uniform draws a clip needs, in the order of the columns given to `draw`.
 DRAWS = (
     "shift",
@@ -170,7 +170,7 @@ def mix(
         crop = _to_float(noise)
         mixture += noise_gain(level, rms(crop), noise_level)[:, None] * crop
     peak = tf.maximum(tf.reduce_max(mixture, 1), -tf.reduce_min(mixture, 1))
-    scale = FULL_SCALE * tf.minimum(1.0, tf.math.divide_no_nan(_PEAK, peak))
+    scale = FULL_SCALE * tf.minimum(1.0, tf.math.divide_no_nan(PEAK, peak))
     # A silent mixture has no peak; it is zero at any scale.
     return tf.cast(tf.round(mixture * scale[:, None]), tf.int16)
 

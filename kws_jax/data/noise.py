@@ -67,9 +67,16 @@ class NoiseBank:
         Returns:
           int16 [b, CLIP_SAMPLES].
         """
+        return self.cut(self.first_samples(recording, start))
+
+    def first_samples(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Where in `audio` the crops that `crops` gives begin, int64 [b]."""
         row = (np.asarray(recording) * len(self)).astype(np.int64)
         choices = self.lengths[row] - CLIP_SAMPLES + 1
-        first = self.starts[row] + (np.asarray(start) * choices).astype(np.int64)
+        return self.starts[row] + (np.asarray(start) * choices).astype(np.int64)
+
+    def cut(self, first: np.ndarray) -> np.ndarray:
+        """Crops int16 [b, CLIP_SAMPLES] of `audio` from the samples `first` [b] on."""
         crops = np.empty((len(first), CLIP_SAMPLES), np.int16)
         for crop, begin in zip(crops, first, strict=True):
             crop[:] = self.audio[begin : begin + CLIP_SAMPLES]

@@ -1,15 +1,14 @@
 """Batches for training and evaluation, the same from any step and on any process.
 
-Every choice (order, shift, crops, levels) is a pure function of the seed, the step and
-the position in the global batch, made by NumPy's counter-based Philox generator. So a
-run that resumes at any step sees the batches it would have seen, and the processes of a
-pod together see the global batch that one process would.
+What is in them is decided in `draws`, as a pure function of the step: a run that
+resumes at any step sees the batches it would have seen, and the processes of a pod
+together see the global batch that one process would. Here tf.data reads and mixes them
+on the host.
 """
 
 import atexit
 import contextlib
 import dataclasses
-import functools
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -20,31 +19,17 @@ import tensorflow as tf
 
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import CLIP_SAMPLES, Split
-from kws_jax.data.mixing import (
-    DRAWS,
-    FULL_SCALE,
-    REFERENCE_RMS,
-    check_condition,
-    draw,
-    mix,
-    shift_clips,
+from kws_jax.data.draws import (
+    Recipe,
+    Selection,
+    evaluation_selection,
+    training_selection,
 )
+from kws_jax.data.mixing import FULL_SCALE, REFERENCE_RMS, mix, shift_clips
 from kws_jax.data.noise import NoiseBank
 from kws_jax.errors import UserError
 
-# Streams of random numbers that must not overlap under one seed.
-_ORDER, _TRAIN_DRAWS, _EVAL_DRAWS = 1, 2, 3
-
 Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Slice:
-    """One process's part of a global batch: what to read and how to disturb it."""
-
-    positions: np.ndarray  # int64 [b], rows of the split
-    mask: np.ndarray  # bool [b], False where the row is padding
-    uniforms: np.ndarray  # float64 [b, len(DRAWS)]
 
 
 def train_batches(
@@ -66,8 +51,7 @@ def train_batches(
 ) -> Iterator[Batch]:
     """An endless stream of epochs, each a permutation of the split, cut in batches.
 
-    Global position n = step · batch_size + p lies in epoch n div len(split), whose
-    permutation depends on (seed, epoch) alone; batches run across the epochs' borders.
+    See `draws.training_selection`; batches run across the epochs' borders.
 
     Args:
       split: the clips.
@@ -94,27 +78,16 @@ def train_batches(
       UserError: an empty split, a condition that makes no sense or lacks its
         recordings, or a batch size that the processes cannot share.
     """
-    _check(split, condition, background, noise)
-    part = _process_part(batch_size, process_index, process_count)
-    clips = len(split)
-
-    @functools.lru_cache(maxsize=4)
-    def permutation(epoch: int) -> np.ndarray:
-        return _generator(seed, _ORDER, epoch).permutation(clips)
-
-    def plan(step: int) -> _Slice:
-        positions = np.arange(step * batch_size, (step + 1) * batch_size)[part]
-        epochs, places = np.divmod(positions, clips)
-        rows = np.empty(len(positions), np.int64)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            rows[here] = permutation(epoch)[places[here]]
-        uniforms = _generator(seed, _TRAIN_DRAWS, step).random((batch_size, len(DRAWS)))
-        return _Slice(rows, np.ones(len(rows), bool), uniforms[part])
-
+    recipe = Recipe(split, condition, background, noise, silence_label, reference_rms)
+    select = training_selection(
+        len(split),
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
     stop = np.iinfo(np.int64).max if num_steps is None else start_step + num_steps
-    mixer = _Mixer(split, condition, background, noise, silence_label, reference_rms)
-    return _stream(plan, mixer, range(start_step, stop), threads, prefetch)
+    return _stream(select, recipe, range(start_step, stop), threads, prefetch)
 
 
 def eval_batches(
@@ -140,19 +113,17 @@ def eval_batches(
     with label 0, index 0 and mask False. Arguments, result and errors are those of
     `train_batches`.
     """
-    _check(split, condition, background, noise)
-    part = _process_part(batch_size, process_index, process_count)
-    clips = len(split)
-    all_uniforms = _generator(seed, _EVAL_DRAWS, 0).random((clips, len(DRAWS)))
-
-    def plan(step: int) -> _Slice:
-        positions = np.arange(step * batch_size, (step + 1) * batch_size)[part]
-        mask = positions < clips
-        rows = np.where(mask, positions, 0)
-        return _Slice(rows, mask, all_uniforms[rows])
-
-    mixer = _Mixer(split, condition, background, noise, silence_label, reference_rms)
-    return _stream(plan, mixer, range(-(-clips // batch_size)), threads, prefetch)
+    recipe = Recipe(split, condition, background, noise, silence_label, reference_rms)
+    select = evaluation_selection(
+        len(split),
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    return _stream(
+        select, recipe, range(-(-len(split) // batch_size)), threads, prefetch
+    )
 
 
 def median_rms(split: Split, keywords: int, *, at_most: int = 1000) -> float:
@@ -199,63 +170,47 @@ def measure_throughput(
 class _Mixer:
     """Reads, cuts and mixes one slice of a batch."""
 
-    split: Split
-    condition: Condition
-    background: NoiseBank | None
-    noise: NoiseBank | None
-    silence_label: int | None
-    reference_rms: float
+    recipe: Recipe
 
-    @property
-    def has_background(self) -> bool:
-        c = self.condition
-        return c.background_probability > 0 and c.background_volume > 0
-
-    @property
-    def has_noise(self) -> bool:
-        return bool(self.condition.snr_db) and self.condition.clean_fraction < 1
-
-    def cut(self, part: _Slice) -> tuple[np.ndarray, ...]:
+    def cut(self, selection: Selection) -> tuple[np.ndarray, ...]:
         """The arrays that `mix` takes, then label, index and mask."""
-        column = dict(zip(DRAWS, part.uniforms.T, strict=True))
-        what = draw(self.condition, part.uniforms)
-        clips = np.asarray(self.split.read(part.positions), np.int16)
-        if self.condition.shift_ms:
-            clips = shift_clips(clips, what.shift)
-        none = np.zeros((0, CLIP_SAMPLES), np.int16)
-        background = noise = none
-        if self.has_background and self.background is not None:
-            background = self.background.crops(
-                column["background_recording"], column["background_start"]
-            )
-        if self.has_noise and self.noise is not None:
-            noise = self.noise.crops(column["noise_recording"], column["noise_start"])
-        label = np.where(part.mask, self.split.labels[part.positions], 0)
+        recipe = self.recipe
+        inputs = recipe.inputs(selection)
+        clips = np.asarray(recipe.split.read(selection.positions), np.int16)
+        if recipe.condition.shift_ms:
+            clips = shift_clips(clips, inputs["shift"])
+        background = noise = np.zeros((0, CLIP_SAMPLES), np.int16)
+        if recipe.heard_background is not None:
+            background = recipe.heard_background.cut(inputs["background_start"])
+        if recipe.heard_noise is not None:
+            noise = recipe.heard_noise.cut(inputs["noise_start"])
         return (
             clips,
             background,
-            what.background_gain,
+            inputs["background_gain"],
             noise,
-            what.noise_level,
-            label.astype(np.int32),
-            part.positions.astype(np.int32),
-            part.mask,
+            inputs["noise_level"],
+            inputs["label"],
+            inputs["index"],
+            inputs["mask"],
         )
 
     def mixed(self, cut: list[tf.Tensor]) -> dict[str, tf.Tensor]:
         """The batch, from what `cut` gave."""
         clips, background, gain, noise, level, label, index, mask = cut
-        audio = clips
-        speechless = -1 if self.silence_label is None else self.silence_label
-        if self.has_background or self.has_noise:
+        recipe, audio = self.recipe, clips
+        has_background = recipe.heard_background is not None
+        has_noise = recipe.heard_noise is not None
+        if has_background or has_noise:
+            speechless = -1 if recipe.silence_label is None else recipe.silence_label
             audio = mix(
                 clips,
-                background if self.has_background else None,
+                background if has_background else None,
                 gain,
-                noise if self.has_noise else None,
+                noise if has_noise else None,
                 level,
                 tf.equal(label, speechless),
-                self.reference_rms,
+                recipe.reference_rms,
             )
         audio = tf.where(mask[:, None], audio, tf.zeros_like(audio))
         return {"audio": audio, "label": label, "index": index, "mask": mask}
@@ -274,18 +229,19 @@ _CUT_TYPES = (
 
 
 def _stream(
-    plan: Callable[[int], _Slice],
-    mixer: _Mixer,
+    select: Callable[[int], Selection],
+    recipe: Recipe,
     steps: range,
     threads: int,
     prefetch: int,
 ) -> Iterator[Batch]:
-    """Runs plan > cut > mix for each step in tf.data's threads, in the steps' order."""
+    """Selects, cuts and mixes each step in tf.data's threads, in the steps' order."""
+    mixer = _Mixer(recipe)
     failures: list[UserError] = []
 
     def cut(step: np.ndarray) -> tuple[np.ndarray, ...]:
         try:
-            return mixer.cut(plan(int(step)))
+            return mixer.cut(select(int(step)))
         except UserError as error:
             failures.append(error)
             raise
@@ -332,45 +288,3 @@ def _close_streams() -> None:
         # One that another thread is reading at this moment cannot be closed.
         with contextlib.suppress(ValueError):
             stream.close()
-
-
-def _generator(seed: int, stream: int, step: int) -> np.random.Generator:
-    """Philox with key (seed, stream); the counter's high word is the step."""
-    key = np.array([seed % 2**64, stream], np.uint64)
-    counter = np.array([0, 0, 0, step], np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-def _process_part(batch_size: int, process_index: int, process_count: int) -> slice:
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(
-            f"The batch size is {batch_size}; give a positive multiple of the"
-            f" {process_count} process(es) that share it."
-        )
-    if not 0 <= process_index < process_count:
-        raise UserError(f"Process {process_index} is not one of {process_count}.")
-    local = batch_size // process_count
-    return slice(process_index * local, (process_index + 1) * local)
-
-
-def _check(
-    split: Split,
-    condition: Condition,
-    background: NoiseBank | None,
-    noise: NoiseBank | None,
-) -> None:
-    check_condition(condition)
-    if not len(split):
-        raise UserError(
-            f"The {split.name} split is empty; check the keywords and the split lists."
-        )
-    if condition.background_probability > 0 and background is None:
-        raise UserError(
-            "The condition adds background but there are no background recordings; add"
-            " some, or set background_probability to 0."
-        )
-    if condition.snr_db and noise is None:
-        raise UserError(
-            f"The condition asks for noise at {condition.snr_db} dB but there are no"
-            " noise recordings; add some, or leave snr_db empty."
-        )

@@ -47,7 +47,10 @@ class MixedLayer(nn.Module):
         """The weighted sum, or the plain sum where `weights` is None."""
         outputs = [self._apply(o, x, train=train) for o in self.operations]
         if weights is not None:
-            outputs = [w * y for w, y in zip(weights, outputs, strict=True)]
+            # The weights differ little: only their products may be rounded.
+            outputs = [
+                (w * y).astype(y.dtype) for w, y in zip(weights, outputs, strict=True)
+            ]
         return sum(outputs[1:], start=outputs[0])
 
     def _apply(self, operation: str, x: jax.Array, *, train: bool) -> jax.Array:

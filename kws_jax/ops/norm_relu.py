@@ -16,7 +16,8 @@ class Norm(NamedTuple):
     """A batch norm of x [b, t, n, c] as (x − mean) · scale + bias.
 
     `mean` is [n, c]; `scale` and `bias` are [n, c], or [b, n, c] where a gate stands
-    behind the norm.
+    behind the norm. They are float32 where x is bfloat16; sums are made in their type,
+    large arrays are kept in that of x.
     """
 
     mean: jax.Array
@@ -28,7 +29,7 @@ class Norm(NamedTuple):
 def norm_relu(x: Float[Array, "b t n c"], norm: Norm) -> Float[Array, "b t n c"]:
     """ReLU(norm(x)). Differentiable in reverse mode."""
     y = _apply(norm, x)
-    return _where_positive(y, y)
+    return _where_positive(y, y).astype(x.dtype)
 
 
 def _norm_relu_forward(x, norm):
@@ -55,7 +56,7 @@ def residual_sum(
     Differentiable in reverse mode.
     """
     outputs = _apply(norm, x) + shortcut
-    return _where_positive(outputs, weights[:, None] * outputs).sum(2)
+    return _where_positive(outputs, weights[:, None] * outputs).sum(2).astype(x.dtype)
 
 
 def _residual_sum_forward(x, norm, shortcut, weights):
@@ -64,13 +65,14 @@ def _residual_sum_forward(x, norm, shortcut, weights):
 
 def _residual_sum_backward(saved, dy):
     x, norm, shortcut, weights = saved
-    dy = dy[:, :, None]
+    dy = dy[:, :, None].astype(norm.bias.dtype)
     outputs = _apply(norm, x) + shortcut
     d_outputs = _where_positive(outputs, weights[:, None] * dy)
     d_weights = _where_positive(outputs, outputs * dy).sum(1).sum((0, 2))
     d_shortcut = d_outputs
     if shortcut.shape[2] == 1:
         d_shortcut = d_outputs.sum(2, keepdims=True)
+    d_shortcut = d_shortcut.astype(shortcut.dtype)
     return *_norm_gradients(x, norm, d_outputs), d_shortcut, d_weights
 
 
@@ -94,10 +96,12 @@ def _over_time(values: jax.Array) -> jax.Array:
 
 def _norm_gradients(x: jax.Array, norm: Norm, dy: jax.Array) -> tuple[jax.Array, Norm]:
     """Gradients by x and by the norm, of norm(x) with gradient dy."""
+    dy = dy.astype(norm.bias.dtype)
     axes = (0, 1) if norm.scale.ndim == 2 else 1
     d_bias = dy.sum(axes)
     d_scale = (dy * x).sum(axes) - norm.mean * d_bias
     d_mean = -norm.scale * d_bias
     if d_mean.ndim > norm.mean.ndim:
         d_mean = d_mean.sum(0)
-    return dy * _over_time(norm.scale), Norm(d_mean, d_scale, d_bias)
+    d_x = (dy * _over_time(norm.scale)).astype(x.dtype)
+    return d_x, Norm(d_mean, d_scale, d_bias)

@@ -47,7 +47,8 @@ class MergedLayer(MixedLayer):
         places = {name: place for place, name in enumerate(self.operations)}
         parts = []
         if SKIP in places:
-            parts.append(weights[places[SKIP]] * self._skip(x, train=train))
+            skip = weights[places[SKIP]] * self._skip(x, train=train)
+            parts.append(skip.astype(x.dtype))
         for group in _by_kernel(self.operations):
             blocks = [self._declare(name, x.shape[-1]) for name in group]
             share = weights[jnp.array([places[name] for name in group])]
@@ -104,7 +105,8 @@ class MergedLayer(MixedLayer):
         scale = jnp.stack([norm.scale for norm in norms])
         bias = jnp.stack([norm.bias for norm in norms])
         if train:
-            # over time first: squeeze-and-excite wants that mean too
+            # at least in float32; over time first: squeeze-and-excite wants that too
+            x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
             mean = x.mean(axis=1).mean(axis=0)
             var = jnp.maximum(0.0, (x * x).mean(axis=1).mean(axis=0) - mean * mean)
             if not self.is_initializing():
@@ -112,7 +114,8 @@ class MergedLayer(MixedLayer):
         else:
             mean = jnp.stack([norm.mean.value for norm in norms])
             var = jnp.stack([norm.var.value for norm in norms])
-        return Norm(mean, scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON), bias)
+        scale = scale * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
+        return Norm(mean, scale, bias.astype(scale.dtype))
 
     def _move(
         self, norms: Sequence[NormValues], mean: jax.Array, var: jax.Array
@@ -138,10 +141,8 @@ def _gated(
     b, plain, channels = len(y), y.shape[2] - len(values), y.shape[3]
     # the mean over time of what the norm makes of y
     pooled = (y.mean(axis=1) - norm.mean) * norm.scale + norm.bias
-    gate = jnp.concatenate(
-        [jnp.ones((b, plain, channels), y.dtype), _gates(values, pooled[:, plain:])],
-        axis=1,
-    )
+    gates = _gates(values, pooled[:, plain:].astype(y.dtype))
+    gate = jnp.concatenate([jnp.ones((b, plain, channels), y.dtype), gates], axis=1)
     return Norm(norm.mean, norm.scale * gate, norm.bias * gate)
 
 

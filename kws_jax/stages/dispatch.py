@@ -38,6 +38,8 @@ def check(parts: Parts, folder: Path) -> None:
         for field in ("optimizer", "architecture_optimizer"):
             if field in stage:
                 create_optimizer(stage[field], total_steps=1)
+    if parts.config.data.on_device:
+        parts.check_room()
     finds = any(stage.kind in _FINDS_GENOTYPE for stage in stages)
     if finds and networks.finds_genotype(parts):
         networks.check_network(parts)

@@ -119,6 +119,34 @@ def infer(
     return cast(jax.Array, logits)
 
 
+def infer_in_training(
+    model: nn.Module,
+    variables: PyTree,
+    features: jax.Array,
+    *arguments: Any,
+    rngs: dict[str, jax.Array],
+    compute_dtype: str = "float32",
+) -> tuple[jax.Array, PyTree]:
+    """Logits [b, k] with the batch's own statistics, and new running statistics.
+
+    The network computes in `compute_dtype`: parameters and features are rounded to it
+    where they enter, so gradients by them arrive in float32 again. Statistics are
+    summed and kept in float32 (Flax's batch norm does so), and logits are float32.
+    `infer`, for validation and tests, always computes in float32.
+    """
+    params, batch_stats = split_variables(variables)
+    rounded = jax.tree.map(lambda leaf: leaf.astype(compute_dtype), params)
+    logits, updated = model.apply(
+        {"params": rounded, "batch_stats": batch_stats},
+        features.astype(compute_dtype),
+        *arguments,
+        train=True,
+        mutable=["batch_stats"],
+        rngs=rngs,
+    )
+    return logits.astype(jnp.float32), updated.get("batch_stats", {})
+
+
 def size_of(setup: Setup, model: nn.Module, variables: PyTree) -> dict[str, int]:
     """Parameters (with and without batch statistics) and MACs of one clip."""
     params, _ = split_variables(variables)

@@ -43,6 +43,7 @@ def plan_of(parts: Parts, index: int, clips: int) -> loop.StagePlan:
         eval_every=max(1, round(stage.eval_every_epochs * per_epoch)),
         log_every=parts.config.log_every_steps,
         clips_per_step=stage.batch_size,
+        steps_per_call=parts.config.steps_per_call,
     )
 
 

@@ -1,8 +1,8 @@
 """Stage "search": a supernet learns weights and architecture on halves of the data."""
 
+import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from kws_jax.search.bilevel import make_search_step
 from kws_jax.search.methods import Darts
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
-from kws_jax.stages import networks, runner
+from kws_jax.stages import feeding, networks, runner
 from kws_jax.stages.train import features_for_training, variables_of
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.loop import StagePlan
@@ -62,6 +62,12 @@ def create_method(parts: Parts) -> Darts:
     search = parts.config.search
     if search.order not in (1, 2):
         raise UserError(f"config.search.order = {search.order}: give 1 or 2.")
+    if search.order == 2 and parts.config.compute_dtype != "float32":
+        raise UserError(
+            "config.search.order = 2 takes a difference of gradients that is too small "
+            f"for config.compute_dtype = {parts.config.compute_dtype!r}; give order 1, "
+            "or compute_dtype 'float32'."
+        )
     settings: dict[str, dict[str, Any]] = {
         "fairdarts": {
             "threshold": search.threshold,
@@ -83,7 +89,12 @@ def halves(split: Split, seed: int) -> tuple[Split, Split]:
 
 
 def search_loss(
-    parts: Parts, stage: ConfigDict, supernet: SuperNet, method: Darts
+    parts: Parts,
+    stage: ConfigDict,
+    supernet: SuperNet,
+    method: Darts,
+    *,
+    compute_dtype: str = "float32",
 ) -> LossFn:
     """Cross-entropy of the supernet under the method's weights, as a LossFn."""
 
@@ -92,13 +103,13 @@ def search_loss(
     ) -> Any:
         mask_key, dropout_key, noise_key = jax.random.split(key, 3)
         features = features_for_training(parts, stage, mask_key, batch["audio"])
-        logits, updated = supernet.apply(
+        logits, batch_stats = networks.infer_in_training(
+            supernet,
             {"params": trees[WEIGHTS], "batch_stats": batch_stats},
             features,
             method.op_weights(trees[ARCHITECTURE]),
-            train=True,
-            mutable=["batch_stats"],
             rngs={"dropout": dropout_key, "noise": noise_key},
+            compute_dtype=compute_dtype,
         )
         loss = softmax_cross_entropy(
             logits, batch["label"], batch["mask"], label_smoothing=stage.label_smoothing
@@ -107,7 +118,7 @@ def search_loss(
             "loss": loss,
             "accuracy": accuracy(logits, batch["label"], batch["mask"]),
         }
-        return loss, (measures, updated["batch_stats"])
+        return loss, (measures, batch_stats)
 
     return loss_fn
 
@@ -125,9 +136,19 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     )
     weights_half, architecture_half = halves(parts.task.train, parts.config.data.seed)
     plan = runner.plan_of(parts, index, len(weights_half))
+    warm_up = round(stage.warmup_epochs * plan.steps_per_epoch)
+    plan = dataclasses.replace(plan, breaks=(warm_up,))
     weights, schedule = create_optimizer(stage.optimizer, plan.total_steps)
     architecture, _ = create_optimizer(stage.architecture_optimizer, plan.total_steps)
     transformations = {WEIGHTS: weights, ARCHITECTURE: architecture}
+    feed = feeding.create_feed(
+        parts,
+        stage,
+        plan,
+        runner.stage_key(parts, index),
+        [weights_half, architecture_half],
+        _step_at(parts, stage, supernet, method, transformations, warm_up),
+    )
     log = JsonLines(folder / ARCHITECTURE_LOG)
     state, notes = runner.run_stage(
         parts,
@@ -135,10 +156,8 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         folder,
         _initial_state(parts, supernet, method, transformations),
         plan=plan,
-        step_fn=_step_fn(parts, index, supernet, method, transformations, plan),
-        batches_from=functools.partial(
-            _paired_batches, parts, stage, weights_half, architecture_half
-        ),
+        step_fn=feed.step_fn,
+        batches_from=feed.batches_from,
         logits_of=lambda state, features: networks.infer(
             supernet,
             variables_of(state),
@@ -177,21 +196,23 @@ def _initial_state(
     return create_train_state(trees, batch_stats, transformations)
 
 
-def _step_fn(
+def _step_at(
     parts: Parts,
-    index: int,
+    stage: ConfigDict,
     supernet: SuperNet,
     method: Darts,
     transformations: dict[str, Any],
-    plan: StagePlan,
-) -> Callable[[TrainState, Any], tuple[TrainState, Any]]:
-    """The jitted search step; during the warm-up the architecture stands still."""
-    stage = parts.config.stages[index]
-    loss_fn = search_loss(parts, stage, supernet, method)
-    key = runner.stage_key(parts, index)
-    warm_up = round(stage.warmup_epochs * plan.steps_per_epoch)
+    warm_up: int,
+) -> Callable[[int], feeding.Step]:
+    """The search step of each number; before `warm_up` the architecture stands still.
 
-    def jitted(update_architecture: bool) -> Any:
+    It takes a batch for the weights and, drawn apart, one for the architecture.
+    """
+    loss_fn = search_loss(
+        parts, stage, supernet, method, compute_dtype=parts.config.compute_dtype
+    )
+
+    def of(update_architecture: bool) -> feeding.Step:
         step = make_search_step(
             loss_fn,
             transformations,
@@ -199,31 +220,12 @@ def _step_fn(
             update_architecture=update_architecture,
             regulariser=method.regulariser,
         )
-        return jax.jit(
-            lambda state, weights, architecture: step(
-                state, weights, architecture, jax.random.fold_in(key, state.step)
-            ),
-            donate_argnums=0,
+        return lambda state, weights, architecture, key: step(
+            state, weights, architecture, jax.random.fold_in(key, state.step)
         )
 
-    steps = {update: jitted(update) for update in (False, True)}
-
-    def step_fn(state: TrainState, batches: Any) -> tuple[TrainState, Any]:
-        number, *halves_of_batch = batches
-        return steps[number >= warm_up](state, *halves_of_batch)
-
-    return step_fn
-
-
-def _paired_batches(
-    parts: Parts, stage: ConfigDict, first: Split, second: Split, start_step: int
-) -> Iterator[tuple[int, Any, Any]]:
-    """Step number, batch for the weights and, drawn apart, one for the architecture."""
-    return zip(
-        itertools.count(start_step),
-        parts.train_batches(first, stage, start_step),
-        parts.train_batches(second, stage, start_step, stream=1),
-    )
+    steps = {update: of(update) for update in (False, True)}
+    return lambda number: steps[number >= warm_up]
 
 
 def _log_architecture(

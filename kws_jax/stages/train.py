@@ -1,6 +1,5 @@
 """Stage "train": the network learns its weights from labelled clips."""
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from kws_jax.evaluation.metrics import result
 from kws_jax.frontends.spec_augment import spec_augment
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts, Setup
-from kws_jax.stages import networks, runner
+from kws_jax.stages import feeding, networks, runner
 from kws_jax.training.optimizers import create_optimizer
 from kws_jax.training.state import WEIGHTS, TrainState, create_train_state
 from kws_jax.training.step import LossFn, accuracy, make_train_step
@@ -31,7 +30,9 @@ def features_for_training(
     return features
 
 
-def classification_loss(parts: Parts, stage: ConfigDict, model: nn.Module) -> LossFn:
+def classification_loss(
+    parts: Parts, stage: ConfigDict, model: nn.Module, *, compute_dtype: str = "float32"
+) -> LossFn:
     """Cross-entropy of the network's logits, with label smoothing, as a LossFn."""
 
     def loss_fn(
@@ -39,12 +40,12 @@ def classification_loss(parts: Parts, stage: ConfigDict, model: nn.Module) -> Lo
     ) -> Any:
         mask_key, dropout_key = jax.random.split(key)
         features = features_for_training(parts, stage, mask_key, batch["audio"])
-        logits, updated = model.apply(
+        logits, batch_stats = networks.infer_in_training(
+            model,
             {"params": trees[WEIGHTS], "batch_stats": batch_stats},
             features,
-            train=True,
-            mutable=["batch_stats"],
             rngs={"dropout": dropout_key},
+            compute_dtype=compute_dtype,
         )
         loss = softmax_cross_entropy(
             logits, batch["label"], batch["mask"], label_smoothing=stage.label_smoothing
@@ -53,7 +54,7 @@ def classification_loss(parts: Parts, stage: ConfigDict, model: nn.Module) -> Lo
             "loss": loss,
             "accuracy": accuracy(logits, batch["label"], batch["mask"]),
         }
-        return loss, (measures, updated.get("batch_stats", {}))
+        return loss, (measures, batch_stats)
 
     return loss_fn
 
@@ -73,15 +74,25 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     if index and parts.config.stages[index - 1].kind == stage.kind:
         before = runner.best_state(parts, index - 1, folder, state)
         state = state.replace(trees=before.trees, batch_stats=before.batch_stats)
-    step = make_train_step(classification_loss(parts, stage, model), transformations)
-    key = runner.stage_key(parts, index)
+    loss_fn = classification_loss(
+        parts, stage, model, compute_dtype=parts.config.compute_dtype
+    )
+    step = make_train_step(loss_fn, transformations)
+    feed = feeding.create_feed(
+        parts,
+        stage,
+        plan,
+        runner.stage_key(parts, index),
+        [parts.task.train],
+        lambda number: step,
+    )
     state, notes = runner.run_stage(
         parts,
         index,
         folder,
         state,
-        step_fn=functools.partial(_keyed, jax.jit(step, donate_argnums=0), key),
-        batches_from=functools.partial(parts.train_batches, parts.task.train, stage),
+        step_fn=feed.step_fn,
+        batches_from=feed.batches_from,
         logits_of=lambda state, features: networks.infer(
             model, variables_of(state), features
         ),
@@ -127,7 +138,3 @@ def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
     like = create_train_state({WEIGHTS: params}, batch_stats, {})
     state = runner.best_state(setup, index, folder, like)
     return networks.trained_network(setup, model, variables_of(state))
-
-
-def _keyed(step: Any, key: jax.Array, state: TrainState, batch: Any) -> Any:
-    return step(state, batch, key)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -38,6 +38,8 @@ class StagePlan:
       eval_every: steps between validations (each followed by a checkpoint).
       log_every: steps between log lines.
       clips_per_step: for the speed in clips/s.
+      steps_per_call: how many steps one call makes, where nothing is due among them.
+      breaks: steps that no call crosses, beside those at which something is due.
     """
 
     name: str
@@ -46,6 +48,24 @@ class StagePlan:
     eval_every: int
     log_every: int
     clips_per_step: int
+    steps_per_call: int = 1
+    breaks: tuple[int, ...] = ()
+
+    def calls(self, start: int) -> Iterator[range]:
+        """The steps that each call makes, counted from 0, from `start` to the end.
+
+        A call crosses no step at which a log line, a validation or a break is due, so
+        the calls after a checkpoint do not depend on where the stage was taken up.
+        Where `steps_per_call` would cross one, a call makes a single step: each length
+        is a program to be compiled, which takes longer than many a step.
+        """
+        while start < self.total_steps:
+            stops = [(start // n + 1) * n for n in (self.log_every, self.eval_every)]
+            stops += [stop for stop in self.breaks if stop > start]
+            room = min(self.total_steps, *stops) - start
+            length = self.steps_per_call if room >= self.steps_per_call else 1
+            yield range(start, start + length)
+            start += length
 
 
 def train_stage(
@@ -68,7 +88,9 @@ def train_stage(
       plan: lengths and intervals.
       state: the state to start from where there is no checkpoint.
       step_fn: (state, batch) -> (state, metrics), jitted; "loss" must be in metrics.
-      batches_from: start step -> endless batches; a pure function of the step.
+        Makes the steps of one call; metrics are scalars, or arrays [steps].
+      batches_from: start step -> what `step_fn` takes for each of `plan.calls(start)`;
+        a pure function of the step.
       validate: state -> "loss" and "accuracy", which decides what state is the best.
       checkpoints: where states are kept.
       reporter: start step -> context manager that gives a `Reporter`.
@@ -98,9 +120,10 @@ def train_stage(
     began = time.monotonic() - notes["seconds"]
     batches = iter(batches_from(start))
     with reporter(start) as report:
-        for step in range(start + 1, plan.total_steps + 1):
+        for call in plan.calls(start):
             state, metrics = step_fn(state, next(batches))
-            window.add(step, metrics)
+            window.add(call, metrics)
+            step = call.stop
             validation = step % plan.eval_every == 0 or step == plan.total_steps
             if validation or step % plan.log_every == 0:
                 window.flush(report)
@@ -130,21 +153,26 @@ class _Window:
         learning_rate: Callable[[int], float],
     ) -> None:
         self._plan, self._checkpoints, self._rate = plan, checkpoints, learning_rate
-        self._pending: list[tuple[int, Mapping[str, jax.Array]]] = []
+        self._pending: list[tuple[range, Mapping[str, jax.Array]]] = []
         self._since = time.monotonic()
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        self._pending.append((step, metrics))
+    def add(self, call: range, metrics: Mapping[str, jax.Array]) -> None:
+        self._pending.append((call, metrics))
 
     def flush(self, report: Reporter) -> None:
         if not self._pending:
             return
         fetched = jax.device_get([metrics for _, metrics in self._pending])
-        for (step, _), metrics in zip(self._pending, fetched):
-            self.check(step, float(metrics["loss"]))
-        count, step = len(fetched), self._pending[-1][0]
+        values = {
+            name: np.concatenate([np.atleast_1d(part[name]) for part in fetched])
+            for name in fetched[0]
+        }
+        steps = [made + 1 for call, _ in self._pending for made in call]
+        for step, loss in zip(steps, values["loss"], strict=True):
+            self.check(step, float(loss))
+        count, step = len(steps), steps[-1]
         elapsed = time.monotonic() - self._since
-        means = {k: float(np.mean([m[k] for m in fetched])) for k in fetched[0]}
+        means = {name: float(np.mean(each)) for name, each in values.items()}
         means["learning_rate"] = float(self._rate(step - 1))
         means["clips_per_second"] = count * self._plan.clips_per_step / elapsed
         report.write(step, "train", means)

@@ -39,10 +39,25 @@ def replicated_like(tree: Any, mesh: Mesh) -> Any:
     )
 
 
-def shard(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch, split along its first axis, from this process's share of it."""
-    sharding = NamedSharding(mesh, PartitionSpec(_AXIS))
+def shard(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, *, axis: int = 0
+) -> dict[str, jax.Array]:
+    """The global batch, split along `axis`, from this process's share of it."""
+    sharding = _split_along(axis, mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in batch.items()
     }
+
+
+def keep_split(batch: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """Inside a jitted function: a batch that each device makes its own share of."""
+    sharding = _split_along(0, mesh)
+    return {
+        name: jax.lax.with_sharding_constraint(value, sharding)
+        for name, value in batch.items()
+    }
+
+
+def _split_along(axis: int, mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, _AXIS))

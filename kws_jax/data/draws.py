@@ -1,0 +1,200 @@
+"""What the batch of a step holds: which clips, and how each of them is disturbed.
+
+Every choice (order, shift, crops, levels) is a pure function of the seed, the step and
+the position in the global batch, made by NumPy's counter-based Philox generator. What
+then does the arithmetic, `pipeline` on the host or `device` on an accelerator, has no
+say in it.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from kws_jax.data.conditions import Condition
+from kws_jax.data.corpus import Split
+from kws_jax.data.mixing import DRAWS, REFERENCE_RMS, check_condition, draw
+from kws_jax.data.noise import NoiseBank
+from kws_jax.errors import UserError
+
+# Streams of random numbers that must not overlap under one seed.
+_ORDER, _TRAIN_DRAWS, _EVAL_DRAWS = 1, 2, 3
+
+Inputs = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """One process's part of a global batch: what to read and how to disturb it."""
+
+    positions: np.ndarray  # int64 [b], rows of the split
+    mask: np.ndarray  # bool [b], False where the row is padding
+    uniforms: np.ndarray  # float64 [b, len(DRAWS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What batches of a split are mixed from, and how.
+
+    Attributes:
+      split: the clips.
+      condition: the disturbance drawn anew for each clip.
+      background: recordings added by volume, if the condition asks for it.
+      noise: recordings added at an SNR, if the condition asks for it.
+      silence_label: clips of this label hold no speech (see `mixing.mix`).
+      reference_rms: level of speech that noise over silence is set against.
+
+    Raises:
+      UserError: an empty split, or a condition that makes no sense or lacks its
+        recordings.
+    """
+
+    split: Split
+    condition: Condition
+    background: NoiseBank | None = None
+    noise: NoiseBank | None = None
+    silence_label: int | None = None
+    reference_rms: float = REFERENCE_RMS
+
+    def __post_init__(self) -> None:
+        check_condition(self.condition)
+        if not len(self.split):
+            raise UserError(
+                f"The {self.split.name} split is empty; check the keywords and the"
+                " split lists."
+            )
+        if self.condition.background_probability > 0 and self.background is None:
+            raise UserError(
+                "The condition adds background but there are no background recordings;"
+                " add some, or set background_probability to 0."
+            )
+        if self.condition.snr_db and self.noise is None:
+            raise UserError(
+                f"The condition asks for noise at {self.condition.snr_db} dB but there"
+                " are no noise recordings; add some, or leave snr_db empty."
+            )
+
+    @property
+    def heard_background(self) -> NoiseBank | None:
+        """The background, where the condition lets any of it be heard."""
+        c = self.condition
+        audible = c.background_probability > 0 and c.background_volume > 0
+        return self.background if audible else None
+
+    @property
+    def heard_noise(self) -> NoiseBank | None:
+        """The noise, where the condition lets any of it be heard."""
+        audible = self.condition.snr_db and self.condition.clean_fraction < 1
+        return self.noise if audible else None
+
+    def inputs(self, selection: Selection) -> Inputs:
+        """All that is drawn for a batch, by name.
+
+        Returns:
+          `index` int32 [b] (row of the split), `label` int32 [b], `mask` bool [b],
+          `shift` int64 [b] (samples), `background_gain` and `noise_level` float32 [b]
+          (see `mixing.Disturbance`); `background_start` and `noise_start` int64 [b],
+          first samples in `NoiseBank.audio`, where such a recording may be heard.
+        """
+        column = dict(zip(DRAWS, selection.uniforms.T, strict=True))
+        what = draw(self.condition, selection.uniforms)
+        label = np.where(selection.mask, self.split.labels[selection.positions], 0)
+        inputs = {
+            "index": selection.positions.astype(np.int32),
+            "label": label.astype(np.int32),
+            "mask": selection.mask,
+            "shift": what.shift,
+            "background_gain": what.background_gain,
+            "noise_level": what.noise_level,
+        }
+        banks = {"background": self.heard_background, "noise": self.heard_noise}
+        for kind, bank in banks.items():
+            if bank is not None:
+                inputs[f"{kind}_start"] = bank.first_samples(
+                    column[f"{kind}_recording"], column[f"{kind}_start"]
+                )
+        return inputs
+
+
+def training_selection(
+    clips: int,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Callable[[int], Selection]:
+    """The selection of a training step, as a pure function of the step.
+
+    Training is an endless stream of epochs, each a permutation of the split, cut in
+    batches: global position n = step · batch_size + p lies in epoch n div `clips`,
+    whose permutation depends on (seed, epoch) alone.
+
+    Raises:
+      UserError: a batch size that the processes cannot share.
+    """
+    part = _process_part(batch_size, process_index, process_count)
+
+    @functools.lru_cache(maxsize=4)
+    def permutation(epoch: int) -> np.ndarray:
+        return _generator(seed, _ORDER, epoch).permutation(clips)
+
+    def select(step: int) -> Selection:
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)[part]
+        epochs, places = np.divmod(positions, clips)
+        rows = np.empty(len(positions), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            rows[here] = permutation(epoch)[places[here]]
+        uniforms = _generator(seed, _TRAIN_DRAWS, step).random((batch_size, len(DRAWS)))
+        return Selection(rows, np.ones(len(rows), bool), uniforms[part])
+
+    return select
+
+
+def evaluation_selection(
+    clips: int,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Callable[[int], Selection]:
+    """The selection of an evaluation's batch: every clip once, in order.
+
+    The draws of a clip depend on (seed, its position in the split) alone. Rows behind
+    the last clip are padding: row 0 under mask False.
+
+    Raises:
+      UserError: a batch size that the processes cannot share.
+    """
+    part = _process_part(batch_size, process_index, process_count)
+    all_uniforms = _generator(seed, _EVAL_DRAWS, 0).random((clips, len(DRAWS)))
+
+    def select(step: int) -> Selection:
+        positions = np.arange(step * batch_size, (step + 1) * batch_size)[part]
+        mask = positions < clips
+        rows = np.where(mask, positions, 0)
+        return Selection(rows, mask, all_uniforms[rows])
+
+    return select
+
+
+def _generator(seed: int, stream: int, step: int) -> np.random.Generator:
+    """Philox with key (seed, stream); the counter's high word is the step."""
+    key = np.array([seed % 2**64, stream], np.uint64)
+    counter = np.array([0, 0, 0, step], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def _process_part(batch_size: int, process_index: int, process_count: int) -> slice:
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"The batch size is {batch_size}; give a positive multiple of the"
+            f" {process_count} process(es) that share it."
+        )
+    if not 0 <= process_index < process_count:
+        raise UserError(f"Process {process_index} is not one of {process_count}.")
+    local = batch_size // process_count
+    return slice(process_index * local, (process_index + 1) * local)

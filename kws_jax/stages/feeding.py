@@ -1,0 +1,145 @@
+"""How the step of a stage gets its batches: from the host, or made where it runs."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from kws_jax.data import device
+from kws_jax.data.corpus import Split
+from kws_jax.parts import Parts
+from kws_jax.training import sharding
+from kws_jax.training.loop import StagePlan
+from kws_jax.training.state import TrainState
+
+# (state, a batch of each split …, key) -> (state, metrics), pure
+Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """`step_fn` and `batches_from` as `loop.train_stage` takes them."""
+
+    step_fn: Callable[[TrainState, Any], tuple[TrainState, Any]]
+    batches_from: Callable[[int], Iterator[Any]]
+
+
+def create_feed(
+    parts: Parts,
+    stage: ConfigDict,
+    plan: StagePlan,
+    key: jax.Array,
+    splits: Sequence[Split],
+    step_at: Callable[[int], Step],
+) -> Feed:
+    """Jits a stage's step for the way in which the config has its batches made.
+
+    Args:
+      parts: the data; `config.data.on_device` chooses the way.
+      stage: condition and batch size.
+      plan: what steps a call makes.
+      key: given to every step.
+      splits: the training split, or parts of it; each is drawn from independently.
+      step_at: number of a step, from 0 -> the step to be made. It changes at
+        `plan.breaks` alone, and gives the same function for the same step.
+    """
+    if parts.config.data.on_device:
+        return _on_device(parts, stage, plan, key, splits, step_at)
+    return _from_host(parts, stage, key, splits, step_at)
+
+
+def batches_alone(parts: Parts, stage: ConfigDict) -> Iterator[dict[str, Any]]:
+    """Batches as the stage gets them, each complete when given, to time them alone."""
+    if not parts.config.data.on_device:
+        return parts.host_batches(parts.task.train, stage, start_step=0)
+    return _device_batches(parts, stage)
+
+
+def _device_batches(parts: Parts, stage: ConfigDict) -> Iterator[dict[str, Any]]:
+    split = parts.task.train
+    recipe, select = parts.recipe(split, stage), parts.selection(split, stage)
+
+    @jax.jit
+    def make(resident: device.Resident, inputs: dict[str, jax.Array]) -> Any:
+        batch = device.make_batch(
+            recipe, resident, jax.tree.map(lambda x: x[0], inputs)
+        )
+        return sharding.keep_split(batch, parts.mesh)
+
+    for step in itertools.count():
+        stacked = device.stack(split, [recipe.inputs(select(step))])
+        inputs = sharding.shard(stacked, parts.mesh, axis=1)
+        yield jax.block_until_ready(make(parts.resident, inputs))
+
+
+def _from_host(
+    parts: Parts,
+    stage: ConfigDict,
+    key: jax.Array,
+    splits: Sequence[Split],
+    step_at: Callable[[int], Step],
+) -> Feed:
+    jitted = functools.cache(functools.partial(jax.jit, donate_argnums=0))
+
+    def batches_from(start: int) -> Iterator[tuple[Any, ...]]:
+        streams = (
+            parts.train_batches(split, stage, start, stream=stream)
+            for stream, split in enumerate(splits)
+        )
+        return zip(itertools.count(start), *streams)
+
+    def step_fn(state: TrainState, numbered: Any) -> tuple[TrainState, Any]:
+        number, *batches = numbered
+        return jitted(step_at(number))(state, *batches, key)
+
+    return Feed(step_fn, batches_from)
+
+
+def _on_device(
+    parts: Parts,
+    stage: ConfigDict,
+    plan: StagePlan,
+    key: jax.Array,
+    splits: Sequence[Split],
+    step_at: Callable[[int], Step],
+) -> Feed:
+    recipes = [parts.recipe(split, stage) for split in splits]
+    selections = [
+        parts.selection(split, stage, stream=stream)
+        for stream, split in enumerate(splits)
+    ]
+
+    def inputs_from(start: int) -> Iterator[tuple[int, list[Any]]]:
+        for call in plan.calls(start):
+            stacks = (
+                device.stack(recipe.split, [recipe.inputs(select(n)) for n in call])
+                for recipe, select in zip(recipes, selections, strict=True)
+            )
+            yield call.start, [sharding.shard(s, parts.mesh, axis=1) for s in stacks]
+
+    @functools.cache
+    def jitted(step: Step) -> Callable[..., tuple[TrainState, Any]]:
+        def call(
+            state: TrainState, resident: device.Resident, inputs: Any, key: jax.Array
+        ) -> tuple[TrainState, Any]:
+            def one(state: TrainState, inputs: Any) -> tuple[TrainState, Any]:
+                batches = (
+                    device.make_batch(recipe, resident, drawn)
+                    for recipe, drawn in zip(recipes, inputs, strict=True)
+                )
+                split = (sharding.keep_split(batch, parts.mesh) for batch in batches)
+                return step(state, *split, key)
+
+            return jax.lax.scan(one, state, inputs)
+
+        return jax.jit(call, donate_argnums=0)
+
+    def step_fn(state: TrainState, numbered: Any) -> tuple[TrainState, Any]:
+        number, inputs = numbered
+        return jitted(step_at(number))(state, parts.resident, inputs, key)
+
+    return Feed(step_fn, inputs_from)

@@ -1,0 +1,61 @@
+"""Parts of an experiment on random clips, without a source of data."""
+
+import numpy as np
+
+from configs import tc_resnet
+from kws_jax.data.corpus import CLIP_SAMPLES, SILENCE, Recording, Split, Task
+from kws_jax.data.noise import NoiseBank
+from kws_jax.frontends.registry import create_frontend
+from kws_jax.parts import SEEN, Parts
+from kws_jax.training import sharding
+
+LABELS = ("up", "down", "left", SILENCE)
+
+
+def random_audio(seed, shape, level=6000):
+    return np.random.default_rng(seed).integers(-level, level, shape).astype(np.int16)
+
+
+def random_split(name, clips, seed):
+    """Clips of every loudness, the first all zero and the second at full scale."""
+    audio = random_audio(seed, (clips, CLIP_SAMPLES), 32_767)
+    audio[2:] //= np.geomspace(1, 1000, clips - 2).astype(np.int16)[:, None]
+    audio[0] = 0
+    names = np.array([f"{name}{i}" for i in range(clips)])
+    labels = np.arange(clips, dtype=np.int32) % len(LABELS)
+    return Split(name, labels, names, names, lambda rows: audio[rows])
+
+
+def bank(seed):
+    lengths = (20_000, 33_000, 47_000)
+    return NoiseBank.from_recordings(
+        [Recording(str(n), random_audio(seed + n, n)) for n in lengths]
+    )
+
+
+def tiny_config(steps=11, batch_size=8, **changes):
+    """Training of a narrow TC-ResNet8; `changes` are fields of the config."""
+    config = tc_resnet.get_config("8").unlock()
+    config.network.width = 0.25
+    config.log_every_steps = 100
+    config.evaluation.batch_size = 16
+    config.stages[0].update(steps=steps, batch_size=batch_size)
+    on_device = changes.pop("on_device", False)
+    config.update(changes)
+    config.data.on_device = on_device
+    return config
+
+
+def tiny_parts(config=None, clips=23):
+    train, validation = random_split("train", clips, 0), random_split("val", 16, 1)
+    return Parts(
+        config=config or tiny_config(),
+        labels=LABELS,
+        frontend=create_frontend("mfcc"),
+        mesh=sharding.data_mesh(),
+        task=Task("custom", LABELS, train, validation, validation),
+        fingerprint="",
+        background=bank(10),
+        noise={SEEN: bank(20)},
+        reference_rms=0.05,
+    )

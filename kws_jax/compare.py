@@ -3,7 +3,8 @@
 Workdirs that differ in `config.seed` and `config.data.seed` alone are one row: mean and
 standard deviation over the seeds. With `--baseline=W`, the row of workdir W is what the
 others are compared with, by a paired bootstrap over the test clips (each clip's share
-of right answers over the seeds). Prints Markdown.
+of right answers over the seeds). Rows of one network and search method, that differ in
+another setting, are told apart by the folder named first. Prints Markdown.
 """
 
 import dataclasses
@@ -41,6 +42,7 @@ class Row:
     """The runs of one experiment under several seeds."""
 
     name: str
+    folders: list[Path]
     runs: list[Run]
     correct: list[np.ndarray]  # bool [n] for each run: was the clean clip right?
 
@@ -82,10 +84,15 @@ def read_rows(workdirs: Sequence[Path]) -> list[Row]:
         with config.unlocked():
             config.seed = config.data.seed = 0
         key = configs.to_json(config)
-        row = rows.setdefault(key, Row(_name(folder), [], []))
+        row = rows.setdefault(key, Row(_name(folder), [], [], []))
+        row.folders.append(folder)
         row.runs.append(read_run(folder))
         answers = np.load(folder / "predictions.npz")
         row.correct.append(answers["clean"] == answers["label"])
+    names = [row.name for row in rows.values()]
+    for row in rows.values():
+        if names.count(row.name) > 1:
+            row.name += f" ({row.folders[0].name})"
     return list(rows.values())
 
 
@@ -157,8 +164,8 @@ def main(argv: list[str]) -> None:
     rows = read_rows([Path(folder) for folder in argv[1:]])
     baseline = None
     if _BASELINE.value:
-        name = read_rows([Path(_BASELINE.value)])[0].name
-        baseline = next((row for row in rows if row.name == name), None)
+        folder = Path(_BASELINE.value)
+        baseline = next((row for row in rows if folder in row.folders), None)
         if baseline is None:
             raise UserError(f"--baseline={_BASELINE.value} is not among the workdirs.")
     print(table(rows, baseline))

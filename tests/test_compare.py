@@ -58,6 +58,20 @@ def test_seeds_of_one_experiment_are_one_row_with_mean_and_deviation(tmp_path):
     assert values["search, min"] == "–"
 
 
+def test_rows_of_one_name_are_told_apart_by_their_folder(tmp_path):
+    short = make_run(tmp_path / "short", seed=0)
+    long = make_run(tmp_path / "long", seed=0)
+    config = json.loads((long / "config.json").read_text())
+    config["stages"][0]["epochs"] = 50
+    (long / "config.json").write_text(json.dumps(config))
+    rows = compare.read_rows([short, long])
+    assert [row.folders for row in rows] == [[short], [long]]
+    assert [row.name for row in rows] == [
+        "tc_resnet8 ×1.5 (short)",
+        "tc_resnet8 ×1.5 (long)",
+    ]
+
+
 def test_difference_to_the_baseline_is_that_of_the_means_and_its_interval_holds_it(
     tmp_path,
 ):

@@ -68,8 +68,8 @@ def _search(method: str) -> ConfigDict:
             "zero_one_weight": 10.0,
             # NoisyDARTS: standard deviation on the skip, relative to its input's.
             "skip_noise": 0.2,
-            # 1: first order; 2: through the unrolled weight step, which on the whole
-            # space is too large a program for two cores (see CONTRIBUTING.md).
+            # 1: first order; 2: through the unrolled weight step, whose program takes
+            # minutes to compile on two cores (see CONTRIBUTING.md).
             "order": 1,
             # The space: TC-ResNet14's skeleton.
             "width": 1.5,

@@ -145,3 +145,16 @@ def test_clipping_limits_the_global_norm_of_the_gradient():
     chex.assert_trees_all_close(
         first, {k: -0.1 * g * 0.5 / norm for k, g in GRADIENTS.items()}, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_differentiable_clipping_makes_the_same_updates(name):
+    rng = np.random.default_rng(0)
+    tree = {"a": jnp.float32(rng.normal(size=(3, 2))), "b": jnp.float32([4.0, -1.0])}
+    changed = settings(name=name, clip_norm=0.5, weight_decay=0.1)
+    updates = []
+    for differentiable in (False, True):
+        tx, _ = create_optimizer(changed, STEPS, differentiable=differentiable)
+        update, state = tx.update(tree, tx.init(tree), tree)
+        updates.append((update, tx.update(tree, state, tree)[0]))
+    chex.assert_trees_all_close(*updates, rtol=1e-5)

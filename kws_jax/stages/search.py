@@ -138,7 +138,11 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     plan = runner.plan_of(parts, index, len(weights_half))
     warm_up = round(stage.warmup_epochs * plan.steps_per_epoch)
     plan = dataclasses.replace(plan, breaks=(warm_up,))
-    weights, schedule = create_optimizer(stage.optimizer, plan.total_steps)
+    weights, schedule = create_optimizer(
+        stage.optimizer,
+        plan.total_steps,
+        differentiable=parts.config.search.order == 2,
+    )
     architecture, _ = create_optimizer(stage.architecture_optimizer, plan.total_steps)
     transformations = {WEIGHTS: weights, ARCHITECTURE: architecture}
     feed = feeding.create_feed(

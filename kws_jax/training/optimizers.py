@@ -54,12 +54,13 @@ def create_schedule(settings: Mapping[str, Any], total_steps: int) -> optax.Sche
 
 
 def create_optimizer(
-    settings: Mapping[str, Any], total_steps: int
+    settings: Mapping[str, Any], total_steps: int, *, differentiable: bool = False
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The transformation of one tree and its learning-rate schedule.
 
     Weight decay is L2 in the gradient, as in the papers' code (before momentum and
-    before Adam's scaling), on kernels (two and more axes) unless `decay_all`.
+    before Adam's scaling), on kernels (two and more axes) unless `decay_all`. Say
+    `differentiable` where the update is to be differentiated itself.
 
     Raises:
       UserError: for an unknown optimiser or schedule.
@@ -67,7 +68,10 @@ def create_optimizer(
     schedule = create_schedule(settings, total_steps)
     parts = []
     if settings["clip_norm"] > 0:
-        parts.append(optax.clip_by_global_norm(settings["clip_norm"]))
+        clip = optax.clip_by_global_norm(settings["clip_norm"])
+        # XLA takes many minutes to compile the derivative of a norm over hundreds of
+        # leaves, but not of that of one vector, whose making costs a little.
+        parts.append(optax.flatten(clip) if differentiable else clip)
     if settings["weight_decay"] > 0:
         mask = None if settings["decay_all"] else _is_kernel
         parts.append(optax.add_decayed_weights(settings["weight_decay"], mask))

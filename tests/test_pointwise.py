@@ -61,3 +61,9 @@ def test_kernels_of_several_taps_are_refused():
     layer = nn.Conv(4, (3,), conv_general_dilated=pointwise_conv)
     with pytest.raises(ValueError, match="one tap"):
         layer.init(jax.random.key(0), jnp.zeros((1, 7, 3)))
+
+
+def test_padding_that_would_count_is_refused():
+    layer = nn.Conv(4, (1,), padding=((1, 0),), conv_general_dilated=pointwise_conv)
+    with pytest.raises(ValueError, match="padding"):
+        layer.init(jax.random.key(0), jnp.zeros((1, 7, 3)))

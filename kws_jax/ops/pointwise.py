@@ -43,9 +43,13 @@ def pointwise_conv(
     a product: those of a strided convolution meet mostly zeros.
 
     Raises:
-      ValueError: a kernel of several taps, or of fewer channels (groups).
+      ValueError: a kernel of several taps, or of fewer channels (groups); padding by
+        numbers that are not 0; a precision.
     """
-    del padding, settings  # one tap reaches nowhere else
+    if settings.get("precision") is not None:
+        raise ValueError("the precision cannot be chosen here")
+    if not isinstance(padding, str) and any(map(any, padding)):
+        raise ValueError(f"a kernel of one tap needs no padding, got {padding}")
     if kernel.shape[:-1] != (1,) * (x.ndim - 2) + x.shape[-1:]:
         raise ValueError(f"not a kernel of one tap for {x.shape}: {kernel.shape}")
     places = tuple(slice(None, None, stride) for stride in window_strides)

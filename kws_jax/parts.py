@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,13 @@ from kws_jax.data.corpus import (
     Split,
     Task,
 )
-from kws_jax.data.folder import read_noise_folder
 from kws_jax.data.noise import NoiseBank
+from kws_jax.data.noise_folder import SEEN, UNSEEN, open_noise
 from kws_jax.data.rooms import RoomBank
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import Frontend, create_frontend
 from kws_jax.training import sharding
 
-SEEN, UNSEEN = "seen", "unseen"
 TASK_FILE = "task.json"
 # Between the seeds of two streams, so that no user's seed of one is that of another.
 _STREAM_STRIDE = 2**32
@@ -236,7 +235,13 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         f"{len(task.validation):,} validation, {len(task.test):,} test clips"
     )
     keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
-    noise = _noise_banks(data, corpus.noise)
+    training_noise, noise = open_noise(
+        {SEEN: data.noise_seen, UNSEEN: data.noise_unseen},
+        corpus.noise,
+        corpus.background,
+        test_fraction=data.noise_test_fraction,
+        hours=data.noise_hours,
+    )
     with _preparation(console) as progress:
         heard_rooms = rooms.open_rooms(
             data.rooms,
@@ -250,11 +255,11 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         frontend=_frontend(config),
         mesh=sharding.data_mesh(),
         task=task,
-        fingerprint=_fingerprint(corpus, noise.get(SEEN), heard_rooms.get(TRAIN)),
+        fingerprint=_fingerprint(corpus, training_noise, heard_rooms.get(TRAIN)),
         background=_bank(corpus.background.get(TRAIN, ())),
         noise=noise,
         reference_rms=pipeline.median_rms(task.train, keywords),
-        training_noise=noise.get(SEEN),
+        training_noise=training_noise,
         training_rooms=heard_rooms.get(TRAIN),
         test_rooms=heard_rooms.get(TEST),
     )
@@ -312,14 +317,3 @@ def _fingerprint(
 
 def _bank(recordings: Sequence[Recording]) -> NoiseBank | None:
     return NoiseBank.from_recordings(recordings) if recordings else None
-
-
-def _noise_banks(
-    data: ConfigDict, from_source: Mapping[str, Sequence[Recording]]
-) -> dict[str, NoiseBank]:
-    folders = {SEEN: data.noise_seen, UNSEEN: data.noise_unseen}
-    banks = {
-        kind: _bank(read_noise_folder(folder) if folder else from_source.get(kind, ()))
-        for kind, folder in folders.items()
-    }
-    return {kind: bank for kind, bank in banks.items() if bank is not None}

@@ -191,7 +191,7 @@ def test_rooms_count_as_memory():
     rooms = SimpleNamespace(responses=np.empty((8, 2**20), np.float32))
     stats = {"bytes_limit": 32_000_000}
     device.check_room(4, [None], [FakeDevice(stats=stats)])
-    with pytest.raises(UserError, match="the rooms need 0.0 GiB"):
+    with pytest.raises(UserError, match=r"the rooms need 0\.0 GiB"):
         device.check_room(4, [None], [FakeDevice(stats=stats)], rooms)
 
 

@@ -1,9 +1,9 @@
 """The same batches, made by the device that trains from clips that stay in its memory.
 
 The host sends what `draws.Recipe.inputs` gives, some bytes for each clip; the device
-gathers, shifts, convolves, crops, mixes and rounds as `mixing` does, in float32. The two differ in
-the last digits of sums: by one unit of int16 at most, and not at all where nothing is
-mixed and no room is heard.
+gathers, shifts, convolves, crops, mixes and rounds as `mixing` does, in float32. The
+two differ in the last digits of sums: by one unit of int16 at most, and not at all
+where nothing is mixed and no room is heard.
 """
 
 from collections.abc import Iterable, Sequence

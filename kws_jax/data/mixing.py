@@ -187,10 +187,10 @@ def mix(
     """Speech + background_gain · background + noise at an SNR against the speech.
 
     The SNR is that of the clip itself, without its background, to the noise, both over
-    the whole clip window; a clip heard through a room counts as it arrives. An SNR against no speech is undefined: all-zero and
-    `speechless` clips get the noise that a clip of `reference_rms` would get. Where the
-    peak of the mixture exceeds full scale the whole mixture is scaled down, which
-    keeps its SNR; nothing is ever clipped.
+    the whole clip window; a clip heard through a room counts as it arrives. An SNR
+    against no speech is undefined: all-zero and `speechless` clips get the noise that a
+    clip of `reference_rms` would get. Where the peak of the mixture exceeds full scale
+    the whole mixture is scaled down, which keeps its SNR; nothing is ever clipped.
 
     Args:
       speech: int16 [b, t], the shifted clips, or float32 in units of full scale

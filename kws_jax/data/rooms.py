@@ -106,7 +106,8 @@ def open_rooms(
     """
     if not 0 <= test_fraction <= 1:
         raise UserError(
-            f"config.data.rooms_test_fraction = {test_fraction}: give a number in 0 … 1."
+            f"config.data.rooms_test_fraction = {test_fraction}: give a number in "
+            "0 … 1."
         )
     if not where:
         return {}
@@ -149,7 +150,8 @@ def read_room_folder(directory: str | os.PathLike[str]) -> list[Response]:
     """All impulse responses in `directory` and below, in the order of their paths.
 
     Of files with several channels the first is taken; any sample rate is resampled;
-    what comes before the direct path is cut off. Responses that are longer than a clip are told on standard error.
+    what comes before the direct path is cut off. Responses that are longer than a clip
+    are told on standard error.
 
     Raises:
       UserError: no such folder, no audio in it, or files that cannot be read or are

@@ -151,9 +151,9 @@ def _simulated(
             return room, audio
     told = ", ".join(f"{field} {tuple(values)}" for field, values in ranges.items())
     raise UserError(
-        f"config.data.simulated_rooms: {_ATTEMPTS} draws brought no room that goes with "
-        f"{told}. Small rooms are too small for large distances, and large rooms cannot "
-        "have a short T60; change these ranges"
+        f"config.data.simulated_rooms: {_ATTEMPTS} draws brought no room that goes "
+        f"with {told}. Small rooms are too small for large distances, and large rooms "
+        "cannot have a short T60; change these ranges"
     )
 
 

@@ -61,7 +61,7 @@ def test_network(
     labels: Sequence[str],
     noise: Mapping[str, NoiseBank],
     snr_db: Sequence[float],
-    far: bool = False,
+    far: bool,
 ) -> tuple[list[dict[str, Any]], dict[str, list], dict[str, np.ndarray]]:
     """Accuracy in each condition, recall of each label clean, and confusion matrices.
 

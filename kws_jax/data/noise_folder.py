@@ -107,7 +107,8 @@ def divide(
     test_names, lone = _test_and_lone(names, test_fraction)
     training = [r for r in recordings if r.name not in test_names]
     test = [r for r in recordings if r.name in test_names]
-    kept, uncut = [], []
+    kept: list[Recording] = []
+    uncut: list[Recording] = []
     for recording in training:
         if recording.name in lone:
             first, last = _cut(recording, test_fraction)
@@ -146,7 +147,8 @@ def choose(root: Path, paths: Sequence[Path], hours: float) -> list[Path]:
         if not (groups[recording] and _CHANNEL.fullmatch(PurePosixPath(name).stem)):
             groups[recording].append(name)
     seconds = {g: sum(_seconds(named[n]) for n in group) for g, group in groups.items()}
-    taken, left = set(), 3600 * hours
+    taken: set[str] = set()
+    left = 3600 * hours
     for recording in _in_turn({r: kind for kind, r in told.values()}):
         # A first one that is too long is cut when it is read.
         if seconds[recording] <= left or not taken:
@@ -237,7 +239,7 @@ def _read(directory: str, hours: float) -> list[Recording]:
 
 def _is_clipped(audio: np.ndarray) -> bool:
     full = np.count_nonzero((audio == 32767) | (audio == -32768))
-    return full > _CLIPPED_SHARE * len(audio)
+    return bool(full > _CLIPPED_SHARE * len(audio))
 
 
 def _seconds(path: Path) -> float:

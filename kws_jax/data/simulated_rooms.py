@@ -162,18 +162,18 @@ def _drawn(
 ) -> Iterator[_Room]:
     """Rooms in which talker and microphone have the drawn distance."""
     for _ in range(_ATTEMPTS):
-        size = np.array(
-            [rng.uniform(*ranges[f]) for f in ("length_m", "width_m", "height_m")]
-        )
-        t60 = rng.uniform(*ranges["t60_s"])
-        distance = rng.uniform(*ranges["distance_m"])
+        drawn = {
+            field: low + (high - low) * rng.random()
+            for field, (low, high) in ranges.items()
+        }
+        size = np.array([drawn[f] for f in ("length_m", "width_m", "height_m")])
         direction = rng.standard_normal(3)
-        step = distance * direction / np.linalg.norm(direction)
+        step = drawn["distance_m"] * direction / np.linalg.norm(direction)
         low = np.maximum(_WALL, _WALL - step)
         high = np.minimum(size - _WALL, size - _WALL - step)
         talker = low + rng.random(3) * (high - low)
         if np.all(low <= high):
-            yield _Room(size, talker, talker + step, t60)
+            yield _Room(size, talker, talker + step, drawn["t60_s"])
 
 
 def _response(acoustics: Any, room: _Room) -> np.ndarray | None:
@@ -198,7 +198,8 @@ def _response(acoustics: Any, room: _Room) -> np.ndarray | None:
         absorption = decay.absorption(asked)
         if absorption is None:
             return None
-        source.damping = np.float32((1 - absorption) ** (source.orders / 2))[None]
+        kept = (1 - absorption) ** (source.orders / 2)
+        source.damping = kept.astype(np.float32)[None]
         shoebox.compute_rir()
         start = distances.min() / speed * SAMPLE_RATE
         start += acoustics.constants.get("frac_delay_length") // 2

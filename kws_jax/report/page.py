@@ -138,9 +138,10 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
     (
         "noise",
         "Accuracy in noise",
-        "“Seen” is noise from where training has its noise, in recordings or seconds "
-        "that it never heard; “unseen” are kinds kept for the test. Far clips are heard "
-        "through rooms that training never heard. Bars and the band are 95 % intervals.",
+        "“Seen” is noise from where training has its noise, in recordings or "
+        "seconds that it never heard; “unseen” are kinds kept for the test. Far clips "
+        "are heard through rooms that training never heard. Bars and the band are 95 % "
+        "intervals.",
         noise.accuracy_in_noise,
     ),
     (

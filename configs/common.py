@@ -41,6 +41,18 @@ def data() -> ConfigDict:
             # has: its background recordings are seen, being added in training.
             "noise_seen": "",
             "noise_unseen": "",
+            # Share of the seen noise that is kept for the test: recordings of each kind
+            # (folder), or the last seconds of a kind's only recording.
+            "noise_test_fraction": 0.3,
+            # At most so many hours of each noise folder are read: recordings of every
+            # kind in turn.
+            "noise_hours": 2.0,
+            # Rooms, for conditions with reverberant_fraction and for the far tests: a
+            # folder of impulse responses, 'simulated', or '' for none.
+            "rooms": "",
+            # Share of the rooms that is kept for the test.
+            "rooms_test_fraction": 0.3,
+            "simulated_rooms": simulated_rooms(),
             # For 'synthetic': training clips of each keyword.
             "clips_per_word": 150,
             # Order of the clips, draws of their disturbance, halves of a search; model
@@ -54,6 +66,24 @@ def data() -> ConfigDict:
             # Keep the training clips and noises in the memory of each accelerator and
             # mix there. The same batches, to one unit of int16; tests stay on the host.
             "on_device": False,
+        }
+    )
+
+
+def simulated_rooms() -> ConfigDict:
+    """Shoebox rooms for data.rooms='simulated'; ranges are (low, high)."""
+    return ConfigDict(
+        {
+            # Rooms in all, each with one talker and one microphone.
+            "number": 40,
+            "length_m": (3.0, 10.0),
+            "width_m": (3.0, 8.0),
+            "height_m": (2.4, 4.0),
+            # Time in which the sound falls by 60 dB.
+            "t60_s": (0.2, 0.8),
+            # From the talker to the microphone.
+            "distance_m": (0.5, 4.0),
+            "seed": 0,
         }
     )
 
@@ -128,6 +158,8 @@ def training_condition() -> ConfigDict:
             "snr_db": (),
             # Share of clips that stay without noise where snr_db is given.
             "clean_fraction": 0.5,
+            # Share of clips that are heard through a room of data.rooms.
+            "reverberant_fraction": 0.0,
         }
     )
 
@@ -187,7 +219,9 @@ def evaluation() -> ConfigDict:
     """What the finished network is tested on, beside the clean clips."""
     return ConfigDict(
         {
-            "snr_db": (20.0, 10.0, 5.0, 0.0, -5.0),
+            # Signal-to-noise ratios in dB of the tests in seen and unseen noise, near
+            # and, where there are rooms, far; () for none.
+            "snr_db": (20.0, 15.0, 10.0, 5.0, 0.0, -5.0, -10.0),
             "batch_size": 256,
             "seed": 1234,
         }

@@ -118,10 +118,10 @@ def check(config: ConfigDict) -> None:
             f"{nearest(config.compute_dtype, COMPUTE_DTYPES)}"
         )
     for index, stage in enumerate(config.stages):
-        _check_stage(stage, f"config.stages[{index}]")
+        _check_stage(stage, f"config.stages[{index}]", config.data)
 
 
-def _check_stage(stage: ConfigDict, where: str) -> None:
+def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:
     if stage.kind not in STAGE_KINDS:
         raise UserError(
             f"{where}.kind = {stage.kind!r} is unknown; "
@@ -138,9 +138,16 @@ def _check_stage(stage: ConfigDict, where: str) -> None:
         raise UserError(f"{where}.batch_size = {stage.batch_size}: give at least 1.")
     if stage.eval_every_epochs <= 0:
         raise UserError(f"{where}.eval_every_epochs: give a number above 0.")
-    for field in ("clean_fraction", "background_probability"):
+    for field in ("clean_fraction", "background_probability", "reverberant_fraction"):
         if not 0 <= stage.condition[field] <= 1:
             raise UserError(f"{where}.condition.{field}: give a number in 0 … 1.")
+    if stage.condition.reverberant_fraction > 0 and not data.rooms:
+        raise UserError(
+            f"{where}.condition.reverberant_fraction = "
+            f"{stage.condition.reverberant_fraction:g} needs rooms: set "
+            "config.data.rooms to a folder of impulse responses or to 'simulated', or "
+            "the fraction to 0."
+        )
 
 
 def to_json(config: ConfigDict) -> str:

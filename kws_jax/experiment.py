@@ -128,11 +128,12 @@ def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any
     network = dispatch.finished_network(parts, folder)
     rows, confusion, predictions = testing.test_network(
         network.predict,
-        functools.partial(parts.eval_batches, parts.task.test),
+        functools.partial(parts.eval_batches, parts.task.test, rooms=parts.test_rooms),
         stage=parts.config.stages[-1].name,
         labels=parts.labels,
         noise=parts.noise,
         snr_db=parts.config.evaluation.snr_db,
+        far=parts.test_rooms is not None,
     )
     if write and jax.process_index() == 0:
         write_json(

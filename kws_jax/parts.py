@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,25 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kws_jax import config as configs
-from kws_jax.data import device, draws, pipeline, protocols, sources
+from kws_jax.data import device, draws, pipeline, protocols, rooms, sources
 from kws_jax.data.conditions import Condition
-from kws_jax.data.corpus import SILENCE, TRAIN, UNKNOWN, Corpus, Recording, Split, Task
-from kws_jax.data.folder import read_noise_folder
+from kws_jax.data.corpus import (
+    SILENCE,
+    TEST,
+    TRAIN,
+    UNKNOWN,
+    Corpus,
+    Recording,
+    Split,
+    Task,
+)
 from kws_jax.data.noise import NoiseBank
+from kws_jax.data.noise_folder import SEEN, UNSEEN, open_noise
+from kws_jax.data.rooms import RoomBank
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import Frontend, create_frontend
 from kws_jax.training import sharding
 
-SEEN, UNSEEN = "seen", "unseen"
 TASK_FILE = "task.json"
 # Between the seeds of two streams, so that no user's seed of one is that of another.
 _STREAM_STRIDE = 2**32
@@ -43,13 +52,24 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True)
 class Parts(Setup):
-    """What all stages share: the setup, and the task with its noises."""
+    """What all stages share: the setup, and the task with its noises and rooms.
+
+    Attributes:
+      noise: what the test hears, under SEEN (kinds that training hears too, but other
+        recordings or seconds of them) and UNSEEN.
+      training_noise: what conditions with `snr_db` hear in training and validation.
+      training_rooms: the same for conditions with `reverberant_fraction`.
+      test_rooms: other rooms, for the far tests.
+    """
 
     task: Task
     fingerprint: str
     background: NoiseBank | None
     noise: dict[str, NoiseBank]
     reference_rms: float
+    training_noise: NoiseBank | None = None
+    training_rooms: RoomBank | None = None
+    test_rooms: RoomBank | None = None
 
     def train_batches(
         self, split: Split, stage: ConfigDict, start_step: int, *, stream: int = 0
@@ -69,7 +89,7 @@ class Parts(Setup):
             split,
             _condition(stage),
             **self._drawing(stage, stream),
-            **self._mixing(self.noise.get(SEEN)),
+            **self._mixing(self.training_noise, self.training_rooms),
             start_step=start_step,
             threads=self.config.data.threads,
         )
@@ -77,7 +97,9 @@ class Parts(Setup):
     def recipe(self, split: Split, stage: ConfigDict) -> draws.Recipe:
         """What the stage's batches of `split` are mixed from."""
         return draws.Recipe(
-            split, _condition(stage), **self._mixing(self.noise.get(SEEN))
+            split,
+            _condition(stage),
+            **self._mixing(self.training_noise, self.training_rooms),
         )
 
     def selection(
@@ -97,10 +119,13 @@ class Parts(Setup):
 
     def check_room(self) -> None:
         """Raises UserError where `resident` would not fit."""
-        device.check_room(len(self.task.train), self._heard(), self.mesh.local_devices)
+        *banks, heard_rooms = self._heard()
+        device.check_room(
+            len(self.task.train), banks, self.mesh.local_devices, heard_rooms
+        )
 
-    def _heard(self) -> tuple[NoiseBank | None, NoiseBank | None]:
-        """Background and noise that some stage hears in training."""
+    def _heard(self) -> tuple[NoiseBank | None, NoiseBank | None, RoomBank | None]:
+        """Background, noise and rooms that some stage hears in training."""
         recipes = [
             self.recipe(self.task.train, stage)
             for stage in self.config.stages
@@ -108,13 +133,23 @@ class Parts(Setup):
         ]
         return (
             self.background if any(r.heard_background for r in recipes) else None,
-            self.noise.get(SEEN) if any(r.heard_noise for r in recipes) else None,
+            self.training_noise if any(r.heard_noise for r in recipes) else None,
+            self.training_rooms if any(r.heard_rooms for r in recipes) else None,
         )
 
     def eval_batches(
-        self, split: Split, condition: Condition, noise: NoiseBank | None = None
+        self,
+        split: Split,
+        condition: Condition,
+        noise: NoiseBank | None = None,
+        rooms: RoomBank | None = None,
     ) -> Iterator[dict[str, jax.Array]]:
-        """Sharded batches with every clip of `split` once, the last one padded."""
+        """Sharded batches with every clip of `split` once, the last one padded.
+
+        `noise` and `rooms` are what the condition lets the clips be heard in; by
+        default the rooms are those of training, which the test does not share.
+        """
+        rooms = self.training_rooms if rooms is None else rooms
         size = self.config.evaluation.batch_size
         batches = pipeline.eval_batches(
             split,
@@ -122,15 +157,18 @@ class Parts(Setup):
             batch_size=-(-size // self.mesh.size) * self.mesh.size,
             seed=self.config.evaluation.seed,
             threads=self.config.data.threads,
-            **self._mixing(noise),
+            **self._mixing(noise, rooms),
             **_processes(),
         )
         return (sharding.shard(batch, self.mesh) for batch in batches)
 
-    def _mixing(self, noise: NoiseBank | None) -> dict[str, Any]:
+    def _mixing(
+        self, noise: NoiseBank | None, rooms: RoomBank | None
+    ) -> dict[str, Any]:
         return {
             "background": self.background,
             "noise": noise,
+            "rooms": rooms,
             "silence_label": self.labels.index(SILENCE)
             if SILENCE in self.labels
             else None,
@@ -197,17 +235,33 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         f"{len(task.validation):,} validation, {len(task.test):,} test clips"
     )
     keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
-    noise = _noise_banks(data, corpus.noise)
+    training_noise, noise = open_noise(
+        {SEEN: data.noise_seen, UNSEEN: data.noise_unseen},
+        corpus.noise,
+        corpus.background,
+        test_fraction=data.noise_test_fraction,
+        hours=data.noise_hours,
+    )
+    with _preparation(console) as progress:
+        heard_rooms = rooms.open_rooms(
+            data.rooms,
+            test_fraction=data.rooms_test_fraction,
+            simulated=data.simulated_rooms.to_dict(),
+            progress=progress,
+        )
     return Parts(
         config=config,
         labels=task.labels,
         frontend=_frontend(config),
         mesh=sharding.data_mesh(),
         task=task,
-        fingerprint=_fingerprint(corpus, noise),
+        fingerprint=_fingerprint(corpus, training_noise, heard_rooms.get(TRAIN)),
         background=_bank(corpus.background.get(TRAIN, ())),
         noise=noise,
         reference_rms=pipeline.median_rms(task.train, keywords),
+        training_noise=training_noise,
+        training_rooms=heard_rooms.get(TRAIN),
+        test_rooms=heard_rooms.get(TEST),
     )
 
 
@@ -249,24 +303,17 @@ def _frontend(config: ConfigDict) -> Frontend:
     return create_frontend(config.frontend.name, **settings)
 
 
-def _fingerprint(corpus: Corpus, noise: Mapping[str, NoiseBank]) -> str:
-    """Changes with the clips, and with the noise that training may hear."""
+def _fingerprint(
+    corpus: Corpus, noise: NoiseBank | None, heard_rooms: RoomBank | None
+) -> str:
+    """Changes with the clips, and with the noise and rooms that training may hear."""
     digest = hashlib.sha256(corpus.fingerprint.encode())
-    if SEEN in noise:
-        digest.update(noise[SEEN].audio.tobytes())
+    if noise is not None:
+        digest.update(noise.audio.tobytes())
+    if heard_rooms is not None:
+        digest.update(heard_rooms.fingerprint.encode())
     return digest.hexdigest()
 
 
 def _bank(recordings: Sequence[Recording]) -> NoiseBank | None:
     return NoiseBank.from_recordings(recordings) if recordings else None
-
-
-def _noise_banks(
-    data: ConfigDict, from_source: Mapping[str, Sequence[Recording]]
-) -> dict[str, NoiseBank]:
-    folders = {SEEN: data.noise_seen, UNSEEN: data.noise_unseen}
-    banks = {
-        kind: _bank(read_noise_folder(folder) if folder else from_source.get(kind, ()))
-        for kind, folder in folders.items()
-    }
-    return {kind: bank for kind, bank in banks.items() if bank is not None}

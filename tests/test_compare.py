@@ -28,6 +28,9 @@ def make_run(folder, *, seed, network="tc_resnet8", right=90, noisy=0.5):
         row("accuracy", 0.123, split="validation"),
         row("accuracy", noisy, "unseen 0 dB"),
         row("accuracy", noisy + 0.2, "unseen 20 dB"),
+        row("accuracy", 0.41, "far clean"),
+        row("accuracy", 0.3, "far seen 0 dB"),
+        row("accuracy", 0.35, "far seen 20 dB"),
         row("parameters", 1000, split="train"),
         row("macs", 2_000_000, split="train"),
         row("seconds", 90, split="train"),
@@ -53,6 +56,9 @@ def test_seeds_of_one_experiment_are_one_row_with_mean_and_deviation(tmp_path):
     assert values["clean, % (sd)"] == f"92.00 ({np.std([90, 94], ddof=1):.2f})"
     assert values["unseen noise, %"] == "60.00"
     assert values["seen noise, %"] == "–"
+    assert values["far clean, %"] == "41.00"
+    assert values["far seen noise, %"] == "32.50"
+    assert values["far unseen noise, %"] == "–"
     assert values["MACs"] == "2.00 M"
     assert values["train, min"] == "1.5"
     assert values["search, min"] == "–"

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from tiny_parts import bank, random_split, tiny_config, tiny_parts
+from tiny_parts import bank, random_split, room_bank, tiny_config, tiny_parts
 
 from kws_jax.data import device, pipeline
 from kws_jax.data.conditions import CLEAN, Condition
@@ -34,11 +34,25 @@ CONDITIONS = {
         snr_db=(20.0, 0.0, -10.0),
         clean_fraction=0.2,
     ),
+    "rooms": Condition(shift_ms=100, reverberant_fraction=0.5),
+    "all in rooms": Condition(
+        shift_ms=100,
+        background_probability=0.8,
+        background_volume=0.5,
+        snr_db=(20.0, 0.0, -10.0),
+        clean_fraction=0.2,
+        reverberant_fraction=0.5,
+    ),
 }
 STEPS, BATCH = 4, 12
 SPLIT = random_split("train", 23, 0)
 BANKS = {"background": bank(10), "noise": bank(20)}
-MIXING = {**BANKS, "silence_label": 3, "reference_rms": 0.3}
+MIXING = {
+    **BANKS,
+    "rooms": room_bank(30, taps=16_000),
+    "silence_label": 3,
+    "reference_rms": 0.3,
+}
 
 
 def on_host(split, condition, start=0, **mixing):
@@ -59,7 +73,9 @@ def on_device(split, condition, start=0, whole=SPLIT, **mixing):
     recipe = Recipe(split, condition, **MIXING | mixing)
     select = training_selection(len(split), batch_size=BATCH, seed=3)
     resident = jax.device_put(
-        device.read(whole, recipe.heard_background, recipe.heard_noise)
+        device.read(
+            whole, recipe.heard_background, recipe.heard_noise, recipe.heard_rooms
+        )
     )
     drawn = [recipe.inputs(select(step)) for step in range(start, start + STEPS)]
     make = jax.jit(
@@ -90,7 +106,7 @@ def assert_same(host, made, tolerance):
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_batches_are_those_of_the_host(name):
     condition = CONDITIONS[name]
-    mixed = condition.background_probability > 0 or bool(condition.snr_db)
+    mixed = condition not in (CLEAN, SHIFTED, CONDITIONS["longest shift"])
     host = on_host(SPLIT, condition)
     assert_same(host, on_device(SPLIT, condition), tolerance=int(mixed))
     if mixed:
@@ -123,21 +139,23 @@ def test_silent_noise_and_no_silence_label():
 
 
 @pytest.mark.parametrize(
-    ("condition", "background", "noise"),
+    ("condition", "background", "noise", "rooms"),
     [
-        ({}, True, False),
-        ({"background_volume": 0.0}, False, False),
-        ({"background_probability": 0.0, "snr_db": (5.0,)}, False, True),
-        ({"snr_db": (5.0,), "clean_fraction": 1.0}, True, False),
+        ({}, True, False, False),
+        ({"background_volume": 0.0}, False, False, False),
+        ({"background_probability": 0.0, "snr_db": (5.0,)}, False, True, False),
+        ({"snr_db": (5.0,), "clean_fraction": 1.0}, True, False, False),
+        ({"reverberant_fraction": 0.1}, True, False, True),
     ],
 )
-def test_only_what_is_heard_takes_memory(condition, background, noise):
+def test_only_what_is_heard_takes_memory(condition, background, noise, rooms):
     config = tiny_config()
     config.stages[0].condition.update(condition)
     resident = tiny_parts(config).resident
     assert resident.clips.shape == (23, 16_000)
     assert (resident.background is not None) == background
     assert (resident.noise is not None) == noise
+    assert (resident.rooms is not None) == rooms
 
 
 class FakeDevice(SimpleNamespace):
@@ -169,6 +187,14 @@ def test_what_does_not_fit_is_told_before_it_is_read(stats, fits):
         device.check_room(*check)
 
 
+def test_rooms_count_as_memory():
+    rooms = SimpleNamespace(responses=np.empty((8, 2**20), np.float32))
+    stats = {"bytes_limit": 32_000_000}
+    device.check_room(4, [None], [FakeDevice(stats=stats)])
+    with pytest.raises(UserError, match=r"the rooms need 0\.0 GiB"):
+        device.check_room(4, [None], [FakeDevice(stats=stats)], rooms)
+
+
 def test_noise_that_32_bits_cannot_count_is_refused():
     endless = SimpleNamespace(audio=range(2**31))
     with pytest.raises(UserError, match=r"config.data.on_device=True.* 37 hours"):
@@ -176,8 +202,9 @@ def test_noise_that_32_bits_cannot_count_is_refused():
 
 
 def test_room_is_checked_before_any_stage(monkeypatch, tmp_path):
-    def refuse(clips, banks, devices):
+    def refuse(clips, banks, devices, rooms):
         assert clips == 23
+        assert rooms is None
         assert [bank is not None for bank in banks] == [True, False]
         raise UserError("too large")
 

@@ -128,13 +128,24 @@ def write_lines(path, lines):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def make_workdir(workdir, seed=0):
+def make_workdir(workdir, seed=0, far=False):
     """Writes all files of a finished search and training."""
     rng = np.random.default_rng(seed)
     matrices = {"clean": confusion(rng, 0.965)}
     for kind, loss in (("seen", 0.0), ("unseen", 0.06)):
         for snr, recall in ((20, 0.955), (10, 0.93), (5, 0.89), (0, 0.8), (-5, 0.62)):
             matrices[f"{kind} {snr} dB"] = confusion(rng, recall - loss)
+    if far:
+        matrices["far clean"] = confusion(rng, 0.91)
+        for kind, loss in (("seen", 0.0), ("unseen", 0.06)):
+            for snr, recall in (
+                (20, 0.89),
+                (10, 0.84),
+                (5, 0.76),
+                (0, 0.63),
+                (-5, 0.4),
+            ):
+                matrices[f"far {kind} {snr} dB"] = confusion(rng, recall - loss)
     evaluation = {
         "labels": LABELS,
         "confusion": {name: matrix.tolist() for name, matrix in matrices.items()},
@@ -414,6 +425,76 @@ def test_results_alone_print_the_same_table(finished):
     ]
     assert tables[0] == tables[1]
     assert len(tables[0]) == 11  # clean, and two kinds of noise at five SNRs
+
+
+@pytest.fixture(scope="module")
+def heard_far(tmp_path_factory):
+    """As `finished`, of a run whose test has rooms."""
+    workdir = make_workdir(tmp_path_factory.mktemp("far"), far=True)
+    return workdir, write_report(workdir).read_text()
+
+
+def accuracies(workdir):
+    rows = json.loads((workdir / "results.json").read_text())
+    return {r["condition"]: r for r in rows if r["metric"] == "accuracy"}
+
+
+def noise_table(source):
+    """The cells of the table of accuracies in noise, row by row."""
+    table = re.search(r'<table class="noise">.*?</table>', source, re.S)[0]
+    rows = re.findall(r"<tr>.*?</tr>", table, re.S)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in rows]
+    return [[re.sub(r"<[^>]+>", "", cell).strip() for cell in row] for row in cells]
+
+
+def test_table_has_every_snr_kind_and_place_with_its_interval(heard_far):
+    workdir, source = heard_far
+    measured = accuracies(workdir)
+    head, clean, *rows, mean = noise_table(source)
+    assert head == ["noise", "near seen", "near unseen", "far seen", "far unseen"]
+    assert [row[0] for row in rows] == ["20 dB", "10 dB", "5 dB", "0 dB", "−5 dB"]
+    for row in rows:
+        for name, cell in zip(head[1:], row[1:], strict=True):
+            snr = row[0].replace("−", "-")
+            found = measured[f"{name.removeprefix('near ')} {snr}"]
+            low, high = (f"{100 * v:.1f}" for v in found["ci95"])
+            assert cell == f"{100 * found['value']:.1f} % ({low} – {high} %)"
+    for name, cell in zip(head[1:], clean[1:], strict=True):
+        found = measured["far clean" if name.startswith("far") else "clean"]
+        assert cell.startswith(f"{100 * found['value']:.1f} %")
+    values = [m["value"] for c, m in measured.items() if c.startswith("far unseen")]
+    assert mean[4] == f"{100 * np.mean(values):.1f} %"
+
+
+def test_near_and_far_are_two_panels_and_near_alone_is_one(finished, heard_far):
+    def panels(source):
+        labels = Page(source).having("aria-label")
+        return [label for label in labels if "signal-to-noise" in label]
+
+    assert len(panels(finished[1])) == 1
+    assert [p.rpartition(", ")[2] for p in panels(heard_far[1])] == ["near", "far"]
+    assert noise_table(finished[1])[0] == ["noise", "seen", "unseen"]
+    # Both are drawn with one axis, or they could not be compared.
+    section = heard_far[1].partition('id="noise"')[2].partition("</section>")[0]
+    axes = [re.findall(r">(\d+ %)<", part) for part in section.split("<figure>")[1:3]]
+    assert axes[0] == axes[1] != []
+
+
+def test_terminal_tells_far_conditions_and_means(heard_far):
+    workdir, _ = heard_far
+    console = recorder()
+    print_summary(workdir, console)
+    lines = console.file.getvalue().splitlines()
+    for condition, row in accuracies(workdir).items():
+        line = next(s for s in lines if f"│ {condition} " in s)
+        assert f"{100 * row['value']:.1f} %" in line
+    names = [s.split("│")[1].strip() for s in lines if "│" in s]
+    assert names.index("far clean") == 11
+    found = accuracies(workdir).items()
+    for kind in ("seen", "unseen", "far seen", "far unseen"):
+        mean = np.mean([m["value"] for c, m in found if c.startswith(f"{kind} ")])
+        line = next(s for s in lines if s.startswith("mean over the SNRs"))
+        assert f"{kind} {100 * mean:.1f} %" in line
 
 
 class Clock:

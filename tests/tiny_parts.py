@@ -5,6 +5,7 @@ import numpy as np
 from configs import tc_resnet
 from kws_jax.data.corpus import CLIP_SAMPLES, SILENCE, Recording, Split, Task
 from kws_jax.data.noise import NoiseBank
+from kws_jax.data.rooms import Response, RoomBank
 from kws_jax.frontends.registry import create_frontend
 from kws_jax.parts import SEEN, Parts
 from kws_jax.training import sharding
@@ -33,6 +34,16 @@ def bank(seed):
     )
 
 
+def room_bank(seed, rooms=3, taps=900):
+    """Rooms of random reverberation after a strong direct path."""
+    rng = np.random.default_rng(seed)
+    tails = rng.normal(0, 0.1, (rooms, taps)) * np.exp(-np.arange(taps) / 300)
+    tails[:, 0] = 1
+    return RoomBank.from_responses(
+        [Response(str(i), tail, str(i), "") for i, tail in enumerate(tails)]
+    )
+
+
 def tiny_config(steps=11, batch_size=8, **changes):
     """Training of a narrow TC-ResNet8; `changes` are fields of the config."""
     config = tc_resnet.get_config("8").unlock()
@@ -58,4 +69,7 @@ def tiny_parts(config=None, clips=23):
         background=bank(10),
         noise={SEEN: bank(20)},
         reference_rms=0.05,
+        training_noise=bank(20),
+        training_rooms=room_bank(30),
+        test_rooms=room_bank(40),
     )

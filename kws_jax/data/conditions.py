@@ -13,6 +13,11 @@ class Condition:
       background_volume: the crop is multiplied by a uniform draw in [0, volume].
       snr_db: signal-to-noise ratios (dB), one drawn per clip; empty means no noise.
       clean_fraction: chance that a clip stays without noise where `snr_db` is given.
+      reverberant_fraction: chance that a clip is heard through a room.
+
+    The order is that of nature: the clip is shifted, then goes through the room; the
+    background and the noise are added to what arrives, at the SNR of the reverberant
+    clip.
     """
 
     shift_ms: float = 0.0
@@ -20,6 +25,7 @@ class Condition:
     background_volume: float = 0.1
     snr_db: tuple[float, ...] = ()
     clean_fraction: float = 0.0
+    reverberant_fraction: float = 0.0
 
 
 CLEAN = Condition()

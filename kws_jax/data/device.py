@@ -1,9 +1,9 @@
 """The same batches, made by the device that trains from clips that stay in its memory.
 
 The host sends what `draws.Recipe.inputs` gives, some bytes for each clip; the device
-gathers, shifts, crops, mixes and rounds as `mixing` does, in float32. The two differ in
-the last digits of sums: by one unit of int16 at most, and not at all where nothing is
-mixed.
+gathers, shifts, convolves, crops, mixes and rounds as `mixing` does, in float32. The
+two differ in the last digits of sums: by one unit of int16 at most, and not at all
+where nothing is mixed and no room is heard.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +17,7 @@ from kws_jax.data.corpus import CLIP_SAMPLES, SAMPLE_RATE, Split
 from kws_jax.data.draws import Inputs, Recipe
 from kws_jax.data.mixing import FULL_SCALE, PEAK
 from kws_jax.data.noise import NoiseBank
+from kws_jax.data.rooms import RoomBank
 from kws_jax.errors import UserError
 
 _READ_AT_ONCE = 1024  # clips
@@ -29,17 +30,22 @@ class Resident(NamedTuple):
     Attributes:
       clips: int16 [n, CLIP_SAMPLES], a whole split.
       background, noise: int16 [samples], `NoiseBank.audio`; None where not heard.
+      rooms: float32 [r, taps], `RoomBank.responses`; None where not heard.
     """
 
     clips: Any
     background: Any
     noise: Any
+    rooms: Any = None
 
 
 def read(
-    split: Split, background: NoiseBank | None, noise: NoiseBank | None
+    split: Split,
+    background: NoiseBank | None,
+    noise: NoiseBank | None,
+    rooms: RoomBank | None = None,
 ) -> Resident:
-    """All clips of a split and the recordings, as NumPy arrays on the host."""
+    """All clips of a split, recordings and rooms, as NumPy arrays on the host."""
     clips = np.empty((len(split), CLIP_SAMPLES), np.int16)
     for first in range(0, len(split), _READ_AT_ONCE):
         rows = np.arange(first, min(first + _READ_AT_ONCE, len(split)))
@@ -48,13 +54,17 @@ def read(
         clips,
         None if background is None else background.audio,
         None if noise is None else noise.audio,
+        None if rooms is None else rooms.responses,
     )
 
 
 def check_room(
-    clips: int, banks: Iterable[NoiseBank | None], devices: Iterable[Any]
+    clips: int,
+    banks: Iterable[NoiseBank | None],
+    devices: Iterable[Any],
+    rooms: RoomBank | None = None,
 ) -> None:
-    """Raises UserError where clips and recordings do not fit into a device's memory.
+    """Raises UserError where what is to stay does not fit into a device's memory.
 
     Devices that do not tell their memory are taken to have enough.
     """
@@ -66,6 +76,7 @@ def check_room(
             " config.data.on_device to False."
         )
     needed = 2 * (clips * CLIP_SAMPLES + sum(samples))
+    needed += 0 if rooms is None else rooms.responses.nbytes
     for device in devices:
         stats = device.memory_stats() or {}
         if "bytes_limit" not in stats:
@@ -73,8 +84,8 @@ def check_room(
         free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
         if needed >= free:
             raise UserError(
-                f"config.data.on_device=True: {clips:,} training clips and the noise"
-                f" need {needed / _GIB:.1f} GiB in the memory of each device;"
+                f"config.data.on_device=True: {clips:,} training clips, the noise and"
+                f" the rooms need {needed / _GIB:.1f} GiB in the memory of each device;"
                 f" {device} has {free / _GIB:.1f} GiB free, and the network needs some"
                 " too. Set config.data.on_device to False, or take fewer clips."
             )
@@ -111,12 +122,19 @@ def make_batch(
     audio = jnp.take(resident.clips, inputs["row"], axis=0, mode="clip")
     if recipe.condition.shift_ms:
         audio = _shifted(audio, inputs["shift"])
+    dry, reverberant = audio, None
+    if recipe.heard_rooms is not None:
+        reverberant = (inputs["room"] >= 0)[:, None]
+        response = jnp.take(resident.rooms, inputs["room"], axis=0, mode="clip")
+        clip = _to_float(audio)
+        audio = jnp.where(reverberant, _reverberant(clip, response), clip)
     background = noise = None
     if recipe.heard_background is not None:
         background = _crops(resident.background, inputs["background_start"])
     if recipe.heard_noise is not None:
         noise = _crops(resident.noise, inputs["noise_start"])
-    if background is not None or noise is not None:
+    disturbed = background is not None or noise is not None
+    if disturbed or reverberant is not None:
         silence = -1 if recipe.silence_label is None else recipe.silence_label
         audio = _mix(
             audio,
@@ -127,6 +145,8 @@ def make_batch(
             inputs["label"] == silence,
             recipe.reference_rms,
         )
+    if reverberant is not None and not disturbed:
+        audio = jnp.where(reverberant, audio, dry)
     mask = inputs["mask"]
     return {
         "audio": jnp.where(mask[:, None], audio, 0),
@@ -152,6 +172,15 @@ def _shifted(clips: jax.Array, shift: jax.Array) -> jax.Array:
             clip, (CLIP_SAMPLES - by,), (CLIP_SAMPLES,)
         )
     )(padded, shift)
+
+
+def _reverberant(clips: jax.Array, responses: jax.Array) -> jax.Array:
+    """As `mixing.reverberate`, for float32 clips in units of full scale."""
+    samples = clips.shape[1]
+    # A power of two, which every device has a fast transform for.
+    size = 1 << (samples + responses.shape[1] - 2).bit_length()
+    spectrum = jnp.fft.rfft(clips, size) * jnp.fft.rfft(responses, size)
+    return jnp.fft.irfft(spectrum, size)[:, :samples]
 
 
 def _mix(
@@ -190,4 +219,5 @@ def _divide_no_nan(dividend: jax.Array, divisor: jax.Array) -> jax.Array:
 
 
 def _to_float(audio: jax.Array) -> jax.Array:
-    return audio.astype(jnp.float32) / FULL_SCALE
+    floating = jnp.issubdtype(audio.dtype, jnp.floating)
+    return audio if floating else audio.astype(jnp.float32) / FULL_SCALE

@@ -14,12 +14,20 @@ import numpy as np
 
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import Split
-from kws_jax.data.mixing import DRAWS, REFERENCE_RMS, check_condition, draw
+from kws_jax.data.mixing import (
+    DRAWS,
+    REFERENCE_RMS,
+    ROOM_DRAWS,
+    check_condition,
+    draw,
+)
 from kws_jax.data.noise import NoiseBank
+from kws_jax.data.rooms import RoomBank
 from kws_jax.errors import UserError
 
 # Streams of random numbers that must not overlap under one seed.
 _ORDER, _TRAIN_DRAWS, _EVAL_DRAWS = 1, 2, 3
+_TRAIN_ROOM_DRAWS, _EVAL_ROOM_DRAWS = 4, 5
 
 Inputs = dict[str, np.ndarray]
 
@@ -44,10 +52,11 @@ class Recipe:
       noise: recordings added at an SNR, if the condition asks for it.
       silence_label: clips of this label hold no speech (see `mixing.mix`).
       reference_rms: level of speech that noise over silence is set against.
+      rooms: impulse responses, if the condition asks for them.
 
     Raises:
       UserError: an empty split, or a condition that makes no sense or lacks its
-        recordings.
+        recordings or rooms.
     """
 
     split: Split
@@ -56,6 +65,7 @@ class Recipe:
     noise: NoiseBank | None = None
     silence_label: int | None = None
     reference_rms: float = REFERENCE_RMS
+    rooms: RoomBank | None = None
 
     def __post_init__(self) -> None:
         check_condition(self.condition)
@@ -74,6 +84,13 @@ class Recipe:
                 f"The condition asks for noise at {self.condition.snr_db} dB but there"
                 " are no noise recordings; add some, or leave snr_db empty."
             )
+        if self.condition.reverberant_fraction > 0 and self.rooms is None:
+            raise UserError(
+                "The condition asks for clips heard through rooms"
+                f" (reverberant_fraction {self.condition.reverberant_fraction:g}) but"
+                " there are no rooms; name a folder of impulse responses, or"
+                " 'simulated', in config.data.rooms, or set reverberant_fraction to 0."
+            )
 
     @property
     def heard_background(self) -> NoiseBank | None:
@@ -88,6 +105,11 @@ class Recipe:
         audible = self.condition.snr_db and self.condition.clean_fraction < 1
         return self.noise if audible else None
 
+    @property
+    def heard_rooms(self) -> RoomBank | None:
+        """The rooms, where the condition lets any clip be heard through one."""
+        return self.rooms if self.condition.reverberant_fraction > 0 else None
+
     def inputs(self, selection: Selection) -> Inputs:
         """All that is drawn for a batch, by name.
 
@@ -95,7 +117,8 @@ class Recipe:
           `index` int32 [b] (row of the split), `label` int32 [b], `mask` bool [b],
           `shift` int64 [b] (samples), `background_gain` and `noise_level` float32 [b]
           (see `mixing.Disturbance`); `background_start` and `noise_start` int64 [b],
-          first samples in `NoiseBank.audio`, where such a recording may be heard.
+          first samples in `NoiseBank.audio`, where such a recording may be heard;
+          `room` int64 [b], row of the room or -1 for none, where one may be heard.
         """
         column = dict(zip(DRAWS, selection.uniforms.T, strict=True))
         what = draw(self.condition, selection.uniforms)
@@ -114,6 +137,9 @@ class Recipe:
                 inputs[f"{kind}_start"] = bank.first_samples(
                     column[f"{kind}_recording"], column[f"{kind}_start"]
                 )
+        if self.heard_rooms is not None:
+            room = (column["room"] * len(self.heard_rooms)).astype(np.int64)
+            inputs["room"] = np.where(what.reverberant, room, -1)
         return inputs
 
 
@@ -147,7 +173,7 @@ def training_selection(
         for epoch in np.unique(epochs).tolist():
             here = epochs == epoch
             rows[here] = permutation(epoch)[places[here]]
-        uniforms = _generator(seed, _TRAIN_DRAWS, step).random((batch_size, len(DRAWS)))
+        uniforms = _uniforms(seed, _TRAIN_DRAWS, _TRAIN_ROOM_DRAWS, step, batch_size)
         return Selection(rows, np.ones(len(rows), bool), uniforms[part])
 
     return select
@@ -170,7 +196,7 @@ def evaluation_selection(
       UserError: a batch size that the processes cannot share.
     """
     part = _process_part(batch_size, process_index, process_count)
-    all_uniforms = _generator(seed, _EVAL_DRAWS, 0).random((clips, len(DRAWS)))
+    all_uniforms = _uniforms(seed, _EVAL_DRAWS, _EVAL_ROOM_DRAWS, 0, clips)
 
     def select(step: int) -> Selection:
         positions = np.arange(step * batch_size, (step + 1) * batch_size)[part]
@@ -179,6 +205,18 @@ def evaluation_selection(
         return Selection(rows, mask, all_uniforms[rows])
 
     return select
+
+
+def _uniforms(
+    seed: int, stream: int, room_stream: int, step: int, clips: int
+) -> np.ndarray:
+    """float64 [clips, len(DRAWS)] in [0, 1), the columns of rooms from a stream apart.
+
+    So the other columns are what they were before there were rooms.
+    """
+    first = _generator(seed, stream, step).random((clips, len(DRAWS) - ROOM_DRAWS))
+    last = _generator(seed, room_stream, step).random((clips, ROOM_DRAWS))
+    return np.concatenate([first, last], axis=1)
 
 
 def _generator(seed: int, stream: int, step: int) -> np.random.Generator:

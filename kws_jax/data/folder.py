@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -97,8 +97,17 @@ def open_folder(
     return store.open_store(path)
 
 
-def read_noise_folder(directory: str | os.PathLike[str]) -> list[Recording]:
+def read_noise_folder(
+    directory: str | os.PathLike[str],
+    choose: Callable[[Path, Sequence[Path]], Sequence[Path]] = lambda root, paths: (
+        paths
+    ),
+) -> list[Recording]:
     """All audio files in `directory` and below, in the order of their paths.
+
+    Args:
+      directory: the folder.
+      choose: the folder, the files found -> those to be read.
 
     Raises:
       UserError: no such folder, no audio in it, or files that cannot be read (all of
@@ -109,7 +118,8 @@ def read_noise_folder(directory: str | os.PathLike[str]) -> list[Recording]:
         raise UserError(
             f"{root} is not a folder. Expected a folder of noise recordings"
         )
-    recordings, corrupt = _read_recordings(root, find_audio(root, recursive=True))
+    paths = choose(root, find_audio(root, recursive=True))
+    recordings, corrupt = _read_recordings(root, paths)
     if corrupt:
         raise UserError(
             f"noise recordings that cannot be read:{_corrupt_text(root, corrupt)}\n"

@@ -1,14 +1,15 @@
-"""Time shift, background by volume and noise at an exact SNR, for whole batches.
+"""Time shift, rooms, background by volume and noise at an exact SNR, in whole batches.
 
-Shifts and crops only move whole samples and are done in NumPy; the arithmetic is done
-in TensorFlow, in float32 with samples in [-1, 1]. The order is shift, background,
-noise.
+Shifts and crops only move whole samples and are done in NumPy, rooms with SciPy's FFT;
+the other arithmetic is done in TensorFlow, in float32 with samples in [-1, 1]. The
+order is shift, room, background, noise.
 """
 
 import dataclasses
 
 import numpy as np
 import tensorflow as tf
+from scipy import fft
 
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import CLIP_SAMPLES, SAMPLE_RATE
@@ -28,7 +29,12 @@ DRAWS = (
     "noise_snr",
     "noise_recording",
     "noise_start",
+    "room_coin",
+    "room",
 )
+# The last columns, which came later: drawn from a stream of their own, so that the
+# others stay what they were.
+ROOM_DRAWS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +46,13 @@ class Disturbance:
       background_gain: float32 [b], factor of the background crop, 0 for none.
       noise_level: float32 [b], 10^(-snr/20), rms of noise over rms of speech; 0 for
         no noise.
+      reverberant: bool [b], whether the clip is heard through a room.
     """
 
     shift: np.ndarray
     background_gain: np.ndarray
     noise_level: np.ndarray
+    reverberant: np.ndarray
 
 
 def check_condition(condition: Condition) -> None:
@@ -55,6 +63,7 @@ def check_condition(condition: Condition) -> None:
         "background_probability": (condition.background_probability, 0.0, 1.0),
         "background_volume": (condition.background_volume, 0.0, np.inf),
         "clean_fraction": (condition.clean_fraction, 0.0, 1.0),
+        "reverberant_fraction": (condition.reverberant_fraction, 0.0, 1.0),
     }
     for field, (value, low, high) in ranges.items():
         if not low <= value <= high:
@@ -79,7 +88,7 @@ def draw(condition: Condition, uniforms: np.ndarray) -> Disturbance:
     Returns:
       Shift uniform over the integers in ±shift_ms; background gain U(0, volume) with
       the condition's probability, else 0; SNR uniform over `snr_db`, none with
-      probability `clean_fraction`.
+      probability `clean_fraction`; reverberant with probability `reverberant_fraction`.
     """
     column = dict(zip(DRAWS, uniforms.T, strict=True))
     furthest = round(condition.shift_ms * SAMPLE_RATE / 1000)
@@ -97,7 +106,12 @@ def draw(condition: Condition, uniforms: np.ndarray) -> Disturbance:
         choice = (column["noise_snr"] * len(levels)).astype(np.int64)
         noisy = column["noise_coin"] >= condition.clean_fraction
         level = np.where(noisy, levels[choice], 0.0)
-    return Disturbance(shift, gain.astype(np.float32), level.astype(np.float32))
+    return Disturbance(
+        shift,
+        gain.astype(np.float32),
+        level.astype(np.float32),
+        column["room_coin"] < condition.reverberant_fraction,
+    )
 
 
 def shift_clips(clips: np.ndarray, shift: np.ndarray) -> np.ndarray:
@@ -110,6 +124,36 @@ def shift_clips(clips: np.ndarray, shift: np.ndarray) -> np.ndarray:
         else:
             target[:by] = clip[-by:]
     return moved
+
+
+def reverberate(
+    clips: np.ndarray, responses: np.ndarray, room: np.ndarray
+) -> np.ndarray:
+    """Each clip convolved with the response of its room, cut to the clip's length.
+
+    y[n] = Σ_m h[m] x[n - m] for 0 ≤ n < t, by products of spectra in float32.
+
+    Args:
+      clips: int16 [b, t].
+      responses: float32 [r, taps].
+      room: int [b], row of `responses` of each clip.
+
+    Returns:
+      float32 [b, t], in units of full scale.
+    """
+    samples = clips.shape[1]
+    # So long that the end of the convolution does not wrap around into its beginning.
+    size = fft.next_fast_len(samples + responses.shape[1] - 1, real=True)
+    heard = np.empty(clips.shape, np.float32)
+    # Room by room and clip by clip: each room is transformed once, and what is worked
+    # on stays in the cache.
+    for which in np.unique(room):
+        response = fft.rfft(responses[which], size)
+        for row in np.flatnonzero(room == which):
+            clip = clips[row].astype(np.float32) / np.float32(FULL_SCALE)
+            spectrum = fft.rfft(clip, size) * response
+            heard[row] = fft.irfft(spectrum, size)[:samples]
+    return heard
 
 
 def rms(audio: tf.Tensor) -> tf.Tensor:
@@ -143,13 +187,14 @@ def mix(
     """Speech + background_gain · background + noise at an SNR against the speech.
 
     The SNR is that of the clip itself, without its background, to the noise, both over
-    the whole clip window. An SNR against no speech is undefined: all-zero and
-    `speechless` clips get the noise that a clip of `reference_rms` would get. Where the
-    peak of the mixture exceeds full scale the whole mixture is scaled down, which
-    keeps its SNR; nothing is ever clipped.
+    the whole clip window; a clip heard through a room counts as it arrives. An SNR
+    against no speech is undefined: all-zero and `speechless` clips get the noise that a
+    clip of `reference_rms` would get. Where the peak of the mixture exceeds full scale
+    the whole mixture is scaled down, which keeps its SNR; nothing is ever clipped.
 
     Args:
-      speech: int16 [b, t], the shifted clips.
+      speech: int16 [b, t], the shifted clips, or float32 in units of full scale
+        where some of them went through a room.
       background: int16 [b, t], or None for none.
       background_gain: float32 [b].
       noise: int16 [b, t], or None for none.
@@ -176,4 +221,4 @@ def mix(
 
 
 def _to_float(audio: tf.Tensor) -> tf.Tensor:
-    return tf.cast(audio, tf.float32) / FULL_SCALE
+    return audio if audio.dtype.is_floating else tf.cast(audio, tf.float32) / FULL_SCALE

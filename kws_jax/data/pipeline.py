@@ -25,8 +25,15 @@ from kws_jax.data.draws import (
     evaluation_selection,
     training_selection,
 )
-from kws_jax.data.mixing import FULL_SCALE, REFERENCE_RMS, mix, shift_clips
+from kws_jax.data.mixing import (
+    FULL_SCALE,
+    REFERENCE_RMS,
+    mix,
+    reverberate,
+    shift_clips,
+)
 from kws_jax.data.noise import NoiseBank
+from kws_jax.data.rooms import RoomBank
 from kws_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -48,6 +55,7 @@ def train_batches(
     reference_rms: float = REFERENCE_RMS,
     threads: int = 2,
     prefetch: int = 2,
+    rooms: RoomBank | None = None,
 ) -> Iterator[Batch]:
     """An endless stream of epochs, each a permutation of the split, cut in batches.
 
@@ -68,6 +76,7 @@ def train_batches(
       reference_rms: level of speech that noise over silence is set against.
       threads: threads of the pipeline; few, since training runs beside it.
       prefetch: batches made ahead.
+      rooms: impulse responses, if the condition asks for them.
 
     Returns:
       An iterator of dicts: `audio` int16 [b, CLIP_SAMPLES], `label` int32 [b], `index`
@@ -78,7 +87,9 @@ def train_batches(
       UserError: an empty split, a condition that makes no sense or lacks its
         recordings, or a batch size that the processes cannot share.
     """
-    recipe = Recipe(split, condition, background, noise, silence_label, reference_rms)
+    recipe = Recipe(
+        split, condition, background, noise, silence_label, reference_rms, rooms
+    )
     select = training_selection(
         len(split),
         batch_size=batch_size,
@@ -104,6 +115,7 @@ def eval_batches(
     reference_rms: float = REFERENCE_RMS,
     threads: int = 2,
     prefetch: int = 2,
+    rooms: RoomBank | None = None,
 ) -> Iterator[Batch]:
     """Every clip of the split exactly once, in order; the last batch is padded.
 
@@ -113,7 +125,9 @@ def eval_batches(
     with label 0, index 0 and mask False. Arguments, result and errors are those of
     `train_batches`.
     """
-    recipe = Recipe(split, condition, background, noise, silence_label, reference_rms)
+    recipe = Recipe(
+        split, condition, background, noise, silence_label, reference_rms, rooms
+    )
     select = evaluation_selection(
         len(split),
         batch_size=batch_size,
@@ -173,12 +187,15 @@ class _Mixer:
     recipe: Recipe
 
     def cut(self, selection: Selection) -> tuple[np.ndarray, ...]:
-        """The arrays that `mix` takes, then label, index and mask."""
+        """The arrays that `mix` takes, what is reverberant, label, index and mask."""
         recipe = self.recipe
         inputs = recipe.inputs(selection)
         clips = np.asarray(recipe.split.read(selection.positions), np.int16)
         if recipe.condition.shift_ms:
             clips = shift_clips(clips, inputs["shift"])
+        room = inputs.get("room", np.full(len(clips), -1))
+        if recipe.heard_rooms is not None:
+            clips = _in_rooms(clips, room, recipe.heard_rooms)
         background = noise = np.zeros((0, CLIP_SAMPLES), np.int16)
         if recipe.heard_background is not None:
             background = recipe.heard_background.cut(inputs["background_start"])
@@ -190,6 +207,7 @@ class _Mixer:
             inputs["background_gain"],
             noise,
             inputs["noise_level"],
+            room >= 0,
             inputs["label"],
             inputs["index"],
             inputs["mask"],
@@ -197,11 +215,12 @@ class _Mixer:
 
     def mixed(self, cut: list[tf.Tensor]) -> dict[str, tf.Tensor]:
         """The batch, from what `cut` gave."""
-        clips, background, gain, noise, level, label, index, mask = cut
+        clips, background, gain, noise, level, reverberant, label, index, mask = cut
         recipe, audio = self.recipe, clips
         has_background = recipe.heard_background is not None
         has_noise = recipe.heard_noise is not None
-        if has_background or has_noise:
+        has_rooms = recipe.heard_rooms is not None
+        if has_background or has_noise or has_rooms:
             speechless = -1 if recipe.silence_label is None else recipe.silence_label
             audio = mix(
                 clips,
@@ -212,20 +231,27 @@ class _Mixer:
                 tf.equal(label, speechless),
                 recipe.reference_rms,
             )
+        if has_rooms and not (has_background or has_noise):
+            # Nothing was done to the others: they stay what they were to the last bit.
+            dry = tf.cast(clips * FULL_SCALE, tf.int16)
+            audio = tf.where(reverberant[:, None], audio, dry)
         audio = tf.where(mask[:, None], audio, tf.zeros_like(audio))
         return {"audio": audio, "label": label, "index": index, "mask": mask}
 
+    @property
+    def cut_types(self) -> tuple[tf.DType, ...]:
+        """The types of what `cut` gives."""
+        clips = tf.int16 if self.recipe.heard_rooms is None else tf.float32
+        parts = (tf.int16, tf.float32, tf.int16, tf.float32)
+        return (clips, *parts, tf.bool, tf.int32, tf.int32, tf.bool)
 
-_CUT_TYPES = (
-    tf.int16,
-    tf.int16,
-    tf.float32,
-    tf.int16,
-    tf.float32,
-    tf.int32,
-    tf.int32,
-    tf.bool,
-)
+
+def _in_rooms(clips: np.ndarray, room: np.ndarray, rooms: RoomBank) -> np.ndarray:
+    """Clips in units of full scale, float32; those with a room (not -1) through it."""
+    heard = clips.astype(np.float32) / np.float32(FULL_SCALE)
+    rows = np.flatnonzero(room >= 0)
+    heard[rows] = reverberate(clips[rows], rooms.responses, room[rows])
+    return heard
 
 
 def _stream(
@@ -247,8 +273,8 @@ def _stream(
             raise
 
     def batch(step: tf.Tensor) -> dict[str, tf.Tensor]:
-        parts = tf.numpy_function(cut, [step], _CUT_TYPES, stateful=False)
-        for part, rank in zip(parts, (2, 2, 1, 2, 1, 1, 1, 1), strict=True):
+        parts = tf.numpy_function(cut, [step], mixer.cut_types, stateful=False)
+        for part, rank in zip(parts, (2, 2, 1, 2, 1, 1, 1, 1, 1), strict=True):
             part.set_shape((None,) if rank == 1 else (None, CLIP_SAMPLES))
         return mixer.mixed(parts)
 

@@ -41,6 +41,24 @@ def which_set(name: str, *, validation_fraction: float, test_fraction: float) ->
     return TRAIN
 
 
+def hash_order(keys: Iterable[str]) -> list[str]:
+    """The different keys, in the order of their sha1: as good as at random."""
+    return sorted(set(keys), key=lambda key: hashlib.sha1(key.encode()).hexdigest())
+
+
+def held_out(keys: Iterable[str], fraction: float) -> set[str]:
+    """The keys that the test gets: the share `fraction` with the smallest sha1.
+
+    Of two keys or more, at least one is held out and one is not, unless the fraction is
+    0 or 1.
+    """
+    ordered = hash_order(keys)
+    count = round(fraction * len(ordered))
+    if 0 < fraction < 1 and len(ordered) > 1:
+        count = min(max(count, 1), len(ordered) - 1)
+    return set(ordered[:count])
+
+
 def divide_background(
     recordings: Sequence[Recording],
 ) -> dict[str, tuple[Recording, ...]]:

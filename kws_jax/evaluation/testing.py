@@ -1,5 +1,6 @@
-"""Tests a network on every clip of a split, clean and in noise."""
+"""Tests a network on every clip of a split, clean and in noise, near and far."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,13 +34,22 @@ def predict_split(
 
 
 def noise_conditions(
-    noise: Mapping[str, NoiseBank], snr_db: Sequence[float]
+    noise: Mapping[str, NoiseBank], snr_db: Sequence[float], *, far: bool = False
 ) -> dict[str, tuple[Condition, NoiseBank | None]]:
-    """The test conditions by name: "clean", "seen 20 dB", …, "unseen -5 dB"."""
+    """The test conditions by name: "clean", "seen 20 dB", …, "unseen -5 dB".
+
+    With `far`, the same again with every clip through a room: "far clean", "far seen
+    20 dB", …
+    """
     conditions: dict[str, tuple[Condition, NoiseBank | None]] = {"clean": (CLEAN, None)}
     for kind, bank in noise.items():
         for snr in snr_db:
             conditions[f"{kind} {snr:g} dB"] = (Condition(snr_db=(float(snr),)), bank)
+    if far:
+        conditions |= {
+            f"far {name}": (dataclasses.replace(near, reverberant_fraction=1.0), bank)
+            for name, (near, bank) in conditions.items()
+        }
     return conditions
 
 
@@ -51,8 +61,11 @@ def test_network(
     labels: Sequence[str],
     noise: Mapping[str, NoiseBank],
     snr_db: Sequence[float],
+    far: bool,
 ) -> tuple[list[dict[str, Any]], dict[str, list], dict[str, np.ndarray]]:
     """Accuracy in each condition, recall of each label clean, and confusion matrices.
+
+    `far`: whether `batches` has rooms to hear the clips through.
 
     Returns:
       Rows for results.json; confusion matrix by condition (rows true, columns
@@ -62,7 +75,7 @@ def test_network(
     rows: list[dict[str, Any]] = []
     confusion: dict[str, list] = {}
     predictions: dict[str, np.ndarray] = {}
-    for name, (condition, bank) in noise_conditions(noise, snr_db).items():
+    for name, (condition, bank) in noise_conditions(noise, snr_db, far=far).items():
         probabilities, truth = predict_split(predict, batches(condition, bank))
         predicted = probabilities.argmax(-1).astype(np.int32)
         predictions["label"], predictions[name] = truth, predicted

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from kws_jax.report import plots, tables, text
+from kws_jax.report import noise, plots, tables, text
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.network_drawing import draw_network
 from kws_jax.report.style import CSS
@@ -138,9 +138,11 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
     (
         "noise",
         "Accuracy in noise",
-        "“Seen” are the kinds of noise that training may use, “unseen” those kept for "
-        "the test. Bars and the band are 95 % intervals.",
-        plots.accuracy_against_snr,
+        "“Seen” is noise from where training has its noise, in recordings or "
+        "seconds that it never heard; “unseen” are kinds kept for the test. Far clips "
+        "are heard through rooms that training never heard. Bars and the band are 95 % "
+        "intervals.",
+        noise.accuracy_in_noise,
     ),
     (
         "confusion",

@@ -1,4 +1,4 @@
-"""The plots of the page: accuracy against SNR, recall, architecture and learning."""
+"""Plots of the page: recall, architecture and learning."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,39 +18,6 @@ _CURVES = {
 }
 
 
-def accuracy_against_snr(run: Run) -> Markup | None:
-    """Test accuracy for each kind of noise over the SNR, beside the clean level."""
-    curves = run.noise()
-    if not curves:
-        return None
-    clean = run.find("accuracy")
-    points = [point for curve in curves.values() for point in curve]
-    measures = [m for _, m in points] + ([clean] if clean else [])
-    snrs = sorted({snr for snr, _ in points})
-    chart = Chart(
-        "Test accuracy against signal-to-noise ratio",
-        x=(snrs[0] - 1, snrs[-1] + 1),
-        y=(_floor(measures), 1.0),
-        margins=(12, 80, 46, 62),
-    )
-    chart.y_axis(lambda v: f"{100 * v:.0f} %")
-    chart.x_axis(
-        "signal-to-noise ratio (dB)", lambda v: f"{v:g}".replace("-", "−"), snrs
-    )
-    ends: list[tuple[float, str, str]] = []
-    if clean:
-        _level(chart, clean)
-        ends.append((chart.y(clean.value), "clean", "clean"))
-    for i, (kind, curve) in enumerate(curves.items()):
-        # A small step aside keeps the intervals of two curves from hiding each other.
-        shift = 0.3 * (i - (len(curves) - 1) / 2)
-        _noise_curve(chart, kind, [(snr + shift, m) for snr, m in curve], f"c{i % 4}")
-        ends.append((chart.y(curve[-1][1].value), kind, f"c{i % 4}"))
-    for y, name, class_ in _spread(ends, 19.0, chart.top + 4):
-        chart.add(chart.text(chart.right + 8, y + 4, name, "start", f"name {class_}"))
-    return chart.svg("chart wide")
-
-
 def recall(run: Run) -> Markup | None:
     """Recall of each word on clean test clips with its interval, best first."""
     rows = sorted(run.recalls(), key=lambda row: -row[1].value)
@@ -59,7 +26,7 @@ def recall(run: Run) -> Markup | None:
     step = 25
     chart = Chart(
         "Recall of each word",
-        x=(_floor([m for _, m in rows]), 1.0),
+        x=(floor([m for _, m in rows]), 1.0),
         y=(0, 1),
         size=(560, step * len(rows) + 46),
         margins=(4, 80, 44, 92),
@@ -108,63 +75,23 @@ def learning_curves(run: Run) -> Markup | None:
     return join([tag("p", join(keys), class_="legend"), *blocks])
 
 
-def _floor(measures: Sequence[Measure]) -> float:
+def floor(measures: Sequence[Measure]) -> float:
     """A round lower end of an axis of fractions, below every interval."""
     lows = [m.interval[0] if m.interval else m.value for m in measures]
     lowest = min((v for v in lows if math.isfinite(v)), default=0.0)
     return max(0.0, math.floor(20 * (lowest - 0.005)) / 20)
 
 
-def _tip(name: str, measure: Measure) -> Markup:
+def tip(name: str, measure: Measure) -> Markup:
+    """What is shown where the pointer rests on a measure."""
     parts = [f"{name}: {text.percent(measure.value)}", text.interval(measure)]
     if measure.count:
         parts.append(text.plural(measure.count, "clip"))
     return tag("title", " · ".join(part for part in parts if part))
 
 
-def _level(chart: Chart, clean: Measure) -> None:
-    """The accuracy on clean clips as a line across, its interval as a band."""
-    if clean.interval:
-        low, high = chart.y(clean.interval[0]), chart.y(clean.interval[1])
-        chart.add(
-            tag(
-                "rect",
-                class_="band clean",
-                x=chart.left,
-                y=high,
-                width=chart.right - chart.left,
-                height=low - high,
-            )
-        )
-    y = chart.y(clean.value)
-    chart.add(
-        tag(
-            "path",
-            _tip("clean", clean),
-            class_="line clean",
-            d=f"M{chart.left} {y:.1f}H{chart.right}",
-        )
-    )
-
-
-def _noise_curve(
-    chart: Chart, kind: str, curve: Sequence[tuple[float, Measure]], class_: str
-) -> None:
-    chart.line([(snr, m.value) for snr, m in curve], class_)
-    for snr, measure in curve:
-        x, y = chart.at((snr, measure.value))
-        whisker = None
-        if measure.interval:
-            low, high = (chart.y(v) for v in measure.interval)
-            d = f"M{x:.1f} {low:.1f}V{high:.1f}"
-            whisker = tag("path", class_=f"line {class_}", d=d)
-        dot = tag("circle", class_=f"dot {class_}", cx=x, cy=y, r=4)
-        tip = _tip(f"{kind} noise, {measure.condition}", measure)
-        chart.add(tag("g", join([tip, whisker, dot])))
-
-
 def _recall_row(chart: Chart, y: float, name: str, measure: Measure) -> None:
-    parts: list[Markup | None] = [_tip(name, measure)]
+    parts: list[Markup | None] = [tip(name, measure)]
     if measure.interval:
         low, high = (chart.x(v) for v in measure.interval)
         d = f"M{low:.1f} {y:.1f}H{high:.1f}"
@@ -176,17 +103,6 @@ def _recall_row(chart: Chart, y: float, name: str, measure: Measure) -> None:
         chart.text(chart.right + 10, y + 4.5, text.percent(measure.value), "start"),
     ]
     chart.add(tag("g", join(parts)))
-
-
-def _spread(
-    ends: Sequence[tuple[float, str, str]], gap: float, top: float
-) -> list[tuple[float, str, str]]:
-    """Moves labels (y, name, class) down until they are `gap` pixels apart."""
-    placed: list[tuple[float, str, str]] = []
-    for y, name, class_ in sorted(ends):
-        lowest = placed[-1][0] + gap if placed else top
-        placed.append((max(y, lowest), name, class_))
-    return placed
 
 
 def _architecture_layer(

@@ -81,6 +81,10 @@ padding-bottom:6px;white-space:nowrap}
 .results th,.results td{padding:4px 12px 4px 0;border-bottom:1px solid var(--faint)}
 .results td{white-space:nowrap}.results .number{text-align:right}
 .results th:nth-child(n+5){text-align:right}
+.noise th,.noise td{padding:4px 16px 4px 0;border-bottom:1px solid var(--faint);
+white-space:nowrap;text-align:right}
+.noise th{color:var(--soft);font-weight:500}.noise th:first-child{text-align:left}
+.soft{color:var(--soft)}
 code{white-space:nowrap}
 pre{background:var(--panel);border:1px solid var(--faint);border-radius:8px;
 padding:12px 14px;overflow-x:auto;font-size:.84rem;line-height:1.45}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from kws_jax.report import text
 from kws_jax.report.markup import Markup, join, tag
-from kws_jax.report.workdir import CLEAN, Measure, Run
+from kws_jax.report.workdir import CLEAN, FAR, Measure, Run
 
 _FRACTIONS = ("accuracy", "recall/")
 
@@ -111,7 +111,7 @@ def _accuracy_card(measure: Measure | None) -> Markup | None:
 
 
 def _noise_card(run: Run) -> Markup | None:
-    curves = run.noise()
+    curves = {k: c for k, c in run.noise().items() if not k.startswith(FAR)}
     if not curves:
         return None
     kind, curve = next(iter(curves.items()))

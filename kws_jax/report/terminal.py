@@ -11,9 +11,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from kws_jax.report import text
+from kws_jax.report import noise, text
 from kws_jax.report.page import FILE_NAME
-from kws_jax.report.workdir import Measure, Run, parse_results, read_run
+from kws_jax.report.workdir import CLEAN, FAR, Measure, Run, parse_results, read_run
 
 _LINE_EVERY = 20.0  # seconds between plain lines
 
@@ -26,7 +26,7 @@ class Bar(Protocol):
 
 
 def print_summary(workdir: str | Path, console: Console | None = None) -> None:
-    """Prints accuracy (clean, then each noise condition), size, time and the report.
+    """Prints accuracy (clean, in noise, far), size, time and the report.
 
     Args:
       workdir: the folder of the run.
@@ -78,16 +78,23 @@ def _print_fact(name: str, value: str, console: Console) -> None:
 
 
 def _accuracies(run: Run) -> Iterator[tuple[str, Measure]]:
-    clean = run.find("accuracy")
-    if clean:
-        yield clean.condition, clean
-    for curve in run.noise().values():
-        for _, measure in reversed(curve):
-            yield measure.condition, measure
+    curves = run.noise()
+    for place in ("", FAR):
+        clean = run.find("accuracy", place + CLEAN)
+        if clean:
+            yield clean.condition, clean
+        for kind, curve in curves.items():
+            if kind.startswith(FAR) == bool(place):
+                for _, measure in reversed(curve):
+                    yield measure.condition, measure
 
 
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     parameters, macs = run.size("parameters"), run.size("macs")
+    means = noise.means(run)
+    if means:
+        told = ", ".join(f"{kind} {text.percent(v)}" for kind, v in means.items())
+        yield "mean over the SNRs", told
     if parameters:
         yield "parameters", text.count(parameters.value)
     if macs:

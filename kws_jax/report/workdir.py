@@ -11,6 +11,8 @@ from typing import Any
 from kws_jax.errors import UserError
 
 CLEAN = "clean"
+# Before the name of a condition whose clips are heard through a room.
+FAR = "far "
 _NOISE = re.compile(r"^(?P<kind>.+?)\s+(?P<snr>[-−]?\d+(?:\.\d+)?)\s*dB$")
 
 
@@ -102,7 +104,10 @@ class Run:
                 yield measure
 
     def noise(self) -> dict[str, list[tuple[float, Measure]]]:
-        """Kind of noise -> (SNR in dB, accuracy), by rising SNR, of the final stage."""
+        """Kind of noise -> (SNR in dB, accuracy), by rising SNR, of the final stage.
+
+        Kinds are "seen", "unseen", "far seen" and "far unseen", as far as there are.
+        """
         curves: dict[str, list[tuple[float, Measure]]] = {}
         for measure in self.final():
             match = _NOISE.match(measure.condition)

@@ -33,6 +33,8 @@ def check(parts: Parts, folder: Path) -> None:
             search.create_space(parts)
         if stage.kind == "search":
             search.create_method(parts)
+        if "condition" in stage:
+            parts.recipe(parts.task.train, stage)
         if "batch_size" in stage:
             sharding.check_batch_size(stage.batch_size, parts.mesh)
         for field in ("optimizer", "architecture_optimizer"):

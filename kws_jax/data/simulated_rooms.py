@@ -1,0 +1,249 @@
+"""Shoebox rooms by the image source method of pyroomacoustics, of a given T60.
+
+pyroomacoustics is the optional extra `rooms`. Its inverse of Sabine's formula misses
+the asked T60 by up to a third, since a shoebox with the same absorption everywhere is
+no diffuse field. So the absorption is found from the images themselves, and corrected
+by what is then measured on the impulse response.
+
+Reference: Allen and Berkley 1979, J. Acoust. Soc. Am. 65:943–950 (image sources);
+Schroeder 1965, J. Acoust. Soc. Am. 37:409–412 (backward integration).
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from kws_jax.data.corpus import SAMPLE_RATE, TEST, TRAIN
+from kws_jax.data.rooms import Response
+from kws_jax.errors import UserError
+
+# Talker and microphone keep this distance (m) from the walls.
+_WALL = 0.3
+# The measured T60 may differ from the asked one by this share.
+_TOLERANCE = 0.05
+_CORRECTIONS = 6
+_ATTEMPTS = 200
+_BIN = 16  # samples: 1 ms, for the decay of the images' energies
+_ABSORPTIONS = (0.002, 0.998)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Room:
+    """Size, talker and microphone (m) of a room, and its T60 (s)."""
+
+    size: np.ndarray
+    talker: np.ndarray
+    microphone: np.ndarray
+    t60: float
+
+
+def simulate(
+    *,
+    number: int,
+    length_m: Sequence[float],
+    width_m: Sequence[float],
+    height_m: Sequence[float],
+    t60_s: Sequence[float],
+    distance_m: Sequence[float],
+    seed: int,
+    test_fraction: float,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[Response]]:
+    """Rooms for training and other rooms for the test, under TRAIN and TEST.
+
+    Everything is uniform in its range (low, high) and a function of the seed and the
+    number of the room. What does not go together (a distance that the room is too small
+    for, a T60 that no absorption brings) is drawn again.
+
+    Args:
+      number: rooms in all, each with one talker and one microphone.
+      length_m: of the rooms, in metres.
+      width_m: the same.
+      height_m: the same.
+      t60_s: time (s) in which the energy falls by 60 dB, as measured from -5 to -25 dB.
+      distance_m: from talker to microphone.
+      seed: where all chance comes from.
+      test_fraction: share of the rooms for the test.
+      progress: called with (rooms made, all rooms).
+
+    Raises:
+      UserError: pyroomacoustics is missing, a setting makes no sense, or the ranges do
+        not go together.
+    """
+    ranges = {
+        "length_m": length_m,
+        "width_m": width_m,
+        "height_m": height_m,
+        "t60_s": t60_s,
+        "distance_m": distance_m,
+    }
+    _check(number, seed, ranges)
+    acoustics = _pyroomacoustics()
+    test = round(number * test_fraction)
+    if 0 < test_fraction < 1:
+        test = min(max(test, 1), number - 1)
+    parts: dict[str, list[Response]] = {TRAIN: [], TEST: []}
+    for split, count in {TRAIN: number - test, TEST: test}.items():
+        for i in range(count):
+            rng = np.random.default_rng([seed, split == TEST, i])
+            room, audio = _simulated(acoustics, rng, ranges)
+            name = f"{split} room {i}"
+            origin = json.dumps([*map(float, room.size), room.t60])
+            parts[split].append(Response(name, audio, name, origin))
+            if progress:
+                progress(sum(map(len, parts.values())), number)
+    return parts
+
+
+def measured_t60(response: np.ndarray, rate: float = SAMPLE_RATE) -> float:
+    """T60 (s) of an impulse response by Schroeder's backward integration.
+
+    L(t) = 10 log10(∫_t^∞ h² / ∫_0^∞ h²); a line through L where it is between -5 and
+    -25 dB falls by 60 dB in T60.
+    """
+    return _t60(np.square(np.asarray(response, float)), rate)
+
+
+def _t60(energy: np.ndarray, rate: float) -> float:
+    left = np.cumsum(energy[::-1])[::-1]
+    level = 10 * np.log10(np.maximum(left / left[0], 1e-30))
+    place = np.flatnonzero((level <= -5) & (level >= -25))
+    if len(place) < 2:
+        return 0.0
+    return float(-60 / np.polyfit(place / rate, level[place], 1)[0])
+
+
+def _check(number: int, seed: int, ranges: dict[str, Sequence[float]]) -> None:
+    where = "config.data.simulated_rooms"
+    if number < 2:
+        raise UserError(f"{where}.number = {number}: give at least 2.")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"{where}.seed = {seed}: give 0 to 4294967295.")
+    for field, values in ranges.items():
+        if len(values) != 2 or not 0 < values[0] <= values[1] < np.inf:
+            raise UserError(
+                f"{where}.{field} = {values}: give (low, high) with 0 < low ≤ high."
+            )
+
+
+def _pyroomacoustics() -> Any:
+    try:
+        import pyroomacoustics
+    except ImportError as error:
+        raise UserError(
+            "config.data.rooms = 'simulated' needs the package pyroomacoustics, the "
+            "extra 'rooms': pip install 'kws_jax[rooms]' (or pip install -e '.[rooms]' "
+            "in a copy of the repository), or give a folder of impulse responses"
+        ) from error
+    return pyroomacoustics
+
+
+def _simulated(
+    acoustics: Any, rng: np.random.Generator, ranges: dict[str, Sequence[float]]
+) -> tuple[_Room, np.ndarray]:
+    """The first room drawn that can be built, and its response."""
+    for room in _drawn(rng, ranges):
+        audio = _response(acoustics, room)
+        if audio is not None:
+            return room, audio
+    told = ", ".join(f"{field} {tuple(values)}" for field, values in ranges.items())
+    raise UserError(
+        f"config.data.simulated_rooms: {_ATTEMPTS} draws brought no room that goes "
+        f"with {told}. Small rooms are too small for large distances, and large rooms "
+        "cannot have a short T60; change these ranges"
+    )
+
+
+def _drawn(
+    rng: np.random.Generator, ranges: dict[str, Sequence[float]]
+) -> Iterator[_Room]:
+    """Rooms in which talker and microphone have the drawn distance."""
+    for _ in range(_ATTEMPTS):
+        drawn = {
+            field: low + (high - low) * rng.random()
+            for field, (low, high) in ranges.items()
+        }
+        size = np.array([drawn[f] for f in ("length_m", "width_m", "height_m")])
+        direction = rng.standard_normal(3)
+        step = drawn["distance_m"] * direction / np.linalg.norm(direction)
+        low = np.maximum(_WALL, _WALL - step)
+        high = np.minimum(size - _WALL, size - _WALL - step)
+        talker = low + rng.random(3) * (high - low)
+        if np.all(low <= high):
+            yield _Room(size, talker, talker + step, drawn["t60_s"])
+
+
+def _response(acoustics: Any, room: _Room) -> np.ndarray | None:
+    """The response from its direct path on; None where no absorption brings the T60."""
+    speed = acoustics.constants.get("c")
+    reach = speed * room.t60
+    shoebox = acoustics.ShoeBox(
+        room.size,
+        fs=SAMPLE_RATE,
+        materials=acoustics.Material(0.5),
+        # Images of higher order are all farther away than sound travels within T60.
+        max_order=int(np.ceil(reach / room.size.min())),
+    )
+    shoebox.add_source(room.talker)
+    shoebox.add_microphone(room.microphone)
+    shoebox.image_source_model()
+    source = shoebox.sources[0]
+    distances = np.linalg.norm(source.images - room.microphone[:, None], axis=0)
+    # The farther images add nothing that is heard, and take most of the time.
+    shoebox.visibility[0] = (distances <= reach)[None]
+    decay = _Decay.of_images(distances / speed, distances, source.orders)
+    asked = room.t60
+    for _ in range(_CORRECTIONS):
+        absorption = decay.absorption(asked)
+        if absorption is None:
+            return None
+        kept = (1 - absorption) ** (source.orders / 2)
+        source.damping = kept.astype(np.float32)[None]
+        shoebox.compute_rir()
+        start = distances.min() / speed * SAMPLE_RATE
+        start += acoustics.constants.get("frac_delay_length") // 2
+        audio = np.asarray(shoebox.rir[0][0])[int(start) :]
+        measured = measured_t60(audio)
+        if abs(measured / room.t60 - 1) <= _TOLERANCE:
+            return audio
+        asked *= room.t60 / max(measured, 0.1 * room.t60)
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decay:
+    """How the energy of the images decays under any absorption.
+
+    `energy` [orders, times] is that of the images of each order in each millisecond,
+    without absorption; a reflection at an absorbing wall takes the share a of it.
+    """
+
+    energy: np.ndarray
+
+    @classmethod
+    def of_images(
+        cls, times: np.ndarray, distances: np.ndarray, orders: np.ndarray
+    ) -> "_Decay":
+        bins = (times * SAMPLE_RATE / _BIN).astype(np.int64)
+        shape = (int(orders.max()) + 1, int(bins.max()) + 1)
+        flat = np.bincount(
+            orders * shape[1] + bins, distances**-2.0, minlength=shape[0] * shape[1]
+        )
+        return cls(flat.reshape(shape))
+
+    def absorption(self, t60: float) -> float | None:
+        """The absorption that brings `t60` (s), by bisection; None where none does."""
+        low, high = _ABSORPTIONS
+        if not self._t60(high) <= t60 <= self._t60(low):
+            return None
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._t60(middle) > t60 else (low, middle)
+        return (low + high) / 2
+
+    def _t60(self, absorption: float) -> float:
+        kept = (1 - absorption) ** np.arange(len(self.energy))
+        return _t60(kept @ self.energy, SAMPLE_RATE / _BIN)

@@ -1,0 +1,237 @@
+"""Noise folders in the layouts of the data sets, and what training and test share."""
+
+import collections
+
+import numpy as np
+import pytest
+import soundfile
+
+from kws_jax.data import noise_folder
+from kws_jax.data.corpus import TEST, TRAIN, VALIDATION, Recording
+from kws_jax.data.noise_folder import SEEN, UNSEEN, open_noise
+from kws_jax.errors import UserError
+
+RATE = 16_000
+
+
+def write(folder, names, seconds=3.0):
+    """Each file holds noise of its own, so that any shared second could be found."""
+    for i, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        audio = np.random.default_rng(i).integers(-9000, 9000, int(seconds * RATE))
+        soundfile.write(path, audio.astype(np.int16), RATE)
+    return folder
+
+
+def opened(seen="", unseen="", *, fraction=0.3, hours=2.0, source=(), background=None):
+    return open_noise(
+        {SEEN: str(seen), UNSEEN: str(unseen)},
+        {SEEN: source},
+        background or {},
+        test_fraction=fraction,
+        hours=hours,
+    )
+
+
+def divided(names, fraction=0.3, seconds=3):
+    """The names that training and the test have."""
+    rng = np.random.default_rng(0)
+    audio = rng.integers(-9000, 9000, seconds * RATE).astype(np.int16)
+    parts = noise_folder.divide([Recording(n, audio) for n in names], fraction)
+    return [{recording.name for recording in part} for part in parts]
+
+
+LAYOUTS = {
+    "MUSAN": (
+        [
+            f"noise/{kind}/noise-{kind}-{i:04}.wav"
+            for kind in ("free-sound", "sound-bible")
+            for i in range(5)
+        ],
+        lambda name: name,
+    ),
+    "UrbanSound8K": (
+        [
+            f"audio/fold{1 + i % 3}/{fsid}-{fsid % 2}-0-{i}.wav"
+            for fsid in range(100, 112)
+            for i in range(3)
+        ],
+        lambda name: name.rpartition("/")[2].partition("-")[0],
+    ),
+    "ESC-50": (
+        [
+            f"audio/{1 + clip % 5}-{clip}-{take}-{clip % 3}.wav"
+            for clip in range(1000, 1012)
+            for take in "AB"
+        ],
+        lambda name: name.split("-")[1],
+    ),
+    "DCASE TAU": (
+        [
+            f"audio/{scene}-lyon-{place}-{segment}-a.wav"
+            for scene in ("metro_station", "park")
+            for place in range(4)
+            for segment in range(2)
+        ],
+        lambda name: name.rsplit("-", 2)[0],
+    ),
+    "DCASE TUT": (
+        [f"audio/a{i:03}_{s}_{s + 10}.wav" for i in range(6) for s in (0, 10)],
+        lambda name: name.partition("_")[0],
+    ),
+    "plain": (
+        [f"{kind}/{i}.wav" for kind in ("rain", "wind") for i in range(4)],
+        lambda name: name,
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pieces_of_a_recording_stay_together_and_every_kind_is_in_both(layout):
+    names, recording_of = LAYOUTS[layout]
+    training, test = divided(names)
+    assert training | test == set(names)
+    assert not training & test
+    recordings = [{recording_of(name) for name in part} for part in (training, test)]
+    assert not recordings[0] & recordings[1]
+    told = noise_folder.kinds_and_recordings(names)
+    kinds = [{told[name][0] for name in part} for part in (training, test)]
+    assert kinds[0] == kinds[1]
+    assert len(recordings[1]) / len(recordings[0] | recordings[1]) == pytest.approx(
+        0.3, abs=0.14
+    )
+
+
+def test_recording_with_slices_of_two_kinds_is_in_one_part():
+    names = [f"{fsid}-{kind}-0-0.wav" for fsid in range(20) for kind in (1, 2)]
+    training, test = divided(names)
+    first = [{name.partition("-")[0] for name in part} for part in (training, test)]
+    assert test
+    assert not first[0] & first[1]
+
+
+def test_own_division_of_wham_is_kept():
+    names = [f"{part}/{i}.wav" for part in ("tr", "cv", "tt") for i in range(3)]
+    training, test = divided(names, fraction=0.1)
+    assert test == {f"tt/{i}.wav" for i in range(3)}
+    assert training == set(names) - test
+
+
+@pytest.mark.parametrize(
+    "names", [["babble.wav", "white.wav"], ["rain/a.wav", "wind/b.wav"]]
+)
+def test_only_recording_of_a_kind_is_cut_in_time(tmp_path, names):
+    write(tmp_path, names, seconds=10)
+    training, tests = opened(tmp_path)
+    assert training.lengths.tolist() == [7 * RATE, 7 * RATE]
+    assert tests[SEEN].lengths.tolist() == [3 * RATE, 3 * RATE]
+    for i, name in enumerate(names):
+        whole = soundfile.read(tmp_path / name, dtype="int16")[0]
+        first, last = (
+            bank.audio[bank.starts[i] :][: bank.lengths[i]]
+            for bank in (training, tests[SEEN])
+        )
+        np.testing.assert_array_equal(np.concatenate([first, last]), whole)
+
+
+def test_recording_too_short_to_be_cut_is_for_training_alone(tmp_path, capsys):
+    write(tmp_path, ["tick.wav"], seconds=2)
+    training, tests = opened(tmp_path)
+    assert training.lengths.tolist() == [2 * RATE]
+    assert tests == {}
+    assert "too short to be divided, for training alone: tick" in capsys.readouterr()[1]
+
+
+def test_half_silent_recording_is_for_training_alone():
+    audio = np.zeros(10 * RATE, np.int16)
+    audio[:RATE] = 1000
+    training, test = noise_folder.divide([Recording("bark", audio)], 0.3)
+    assert (len(training[0].audio), test) == (10 * RATE, [])
+
+
+def test_no_test_noise_is_asked_for(tmp_path):
+    write(tmp_path, ["a.wav", "b.wav"], seconds=10)
+    training, tests = opened(tmp_path, fraction=0.0)
+    assert len(training) == 2
+    assert tests == {}
+
+
+def test_channels_of_demand_are_one_recording_of_which_the_first_is_read(tmp_path):
+    places = ("DKITCHEN", "TBUS")
+    write(tmp_path, [f"{p}/ch{c:02}.wav" for p in places for c in (1, 2, 16)], 10)
+    training, tests = opened(tmp_path)
+    assert len(training) == len(tests[SEEN]) == 2
+    first = soundfile.read(tmp_path / "DKITCHEN/ch01.wav", dtype="int16")[0]
+    np.testing.assert_array_equal(training.audio[: 7 * RATE], first[: 7 * RATE])
+    names = [f"{p}/ch{c:02}.wav" for p in places for c in range(1, 17)]
+    recordings = noise_folder.kinds_and_recordings(names).values()
+    assert {recording for _, recording in recordings} == set(places)
+
+
+def test_hours_bound_what_is_read_and_every_kind_is_in_turn(tmp_path, capsys):
+    names = [f"{kind}/{i}.wav" for kind in "abc" for i in range(4)]
+    write(tmp_path, names, seconds=2)
+    found = sorted(tmp_path.rglob("*.wav"))
+    chosen = noise_folder.choose(tmp_path, found, hours=13 / 3600)
+    assert len(chosen) == 6
+    assert set(collections.Counter(p.parent.name for p in chosen).values()) == {2}
+    assert chosen == noise_folder.choose(tmp_path, found, hours=13 / 3600)
+    assert "6 of 12 files are taken" in capsys.readouterr().err
+    assert noise_folder.choose(tmp_path, found, hours=1) == found
+    training, tests = opened(unseen=tmp_path, hours=1 / 3600)
+    assert training is None
+    assert tests[UNSEEN].lengths.max() <= 2 * RATE
+
+
+def test_noise_of_the_source_is_heard_in_the_test_by_what_was_held_out():
+    kinds = {
+        split: [Recording("hum", np.full(2 * RATE, level, np.int16))]
+        for split, level in ((TRAIN, 1), (VALIDATION, 2), (TEST, 3))
+    }
+    training, tests = opened(source=kinds[TRAIN], background=kinds)
+    assert set(training.audio) == {1}
+    assert set(tests[SEEN].audio) == {3}
+    del kinds[TEST]
+    training, tests = opened(source=kinds[TRAIN], background=kinds)
+    assert set(tests[SEEN].audio) == {2}
+    assert opened(source=(), background=kinds) == (None, {})
+
+
+def test_clipped_noise_is_taken_and_told(tmp_path, capsys):
+    write(tmp_path, ["fine.wav"])
+    loud = np.where(np.arange(3 * RATE) % 100, 5, 32767).astype(np.int16)
+    soundfile.write(tmp_path / "loud.wav", loud, RATE)
+    _, tests = opened(unseen=tmp_path)
+    assert len(tests[UNSEEN]) == 2
+    told = capsys.readouterr().err
+    assert "clipped noise" in told
+    assert "loud.wav" in told
+    assert "fine.wav" not in told
+
+
+def test_folders_that_share_a_file_are_refused(tmp_path):
+    write(tmp_path, ["seen/a.wav", "unseen/b.wav"])
+    with pytest.raises(UserError, match=r"share .*b\.wav"):
+        opened(tmp_path, tmp_path / "unseen")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"fraction": 1.0}, "noise_test_fraction"),
+        ({"fraction": -0.1}, "noise_test_fraction"),
+        ({"hours": 0.0}, "noise_hours"),
+        ({"hours": float("nan")}, "noise_hours"),
+        ({"seen": "nowhere"}, "nowhere is not a folder"),
+    ],
+)
+def test_bad_settings_are_refused(settings, told):
+    with pytest.raises(UserError, match=told):
+        opened(**settings)
+
+
+def test_folder_without_audio_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("no audio")
+    with pytest.raises(UserError, match="holds no audio"):
+        opened(tmp_path)

@@ -13,6 +13,7 @@ class Condition:
       background_volume: the crop is multiplied by a uniform draw in [0, volume].
       snr_db: signal-to-noise ratios (dB), one drawn per clip; empty means no noise.
       clean_fraction: chance that a clip stays without noise where `snr_db` is given.
+      reverberant_fraction: chance that a clip is heard through a room.
     """
 
     shift_ms: float = 0.0
@@ -20,6 +21,7 @@ class Condition:
     background_volume: float = 0.1
     snr_db: tuple[float, ...] = ()
     clean_fraction: float = 0.0
+    reverberant_fraction: float = 0.0
 
 
 CLEAN = Condition()

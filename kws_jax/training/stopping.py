@@ -70,8 +70,8 @@ class Criterion:
     """Algorithm 1 of ConvMixer's curriculum.
 
     The state is kept where c equals the best so far, itself included, which begins at
-    0. The stage ends when c has not exceeded the best of the validations before it
-    `patience` times in a row, the first validation being one of them.
+    0. The stage ends when c has not exceeded the best before it `patience` times in a
+    row. The first validation, whose c is 0 whatever it measures, is not counted.
 
     Args:
       patience: validations, at least 1.
@@ -96,7 +96,8 @@ class Criterion:
         accuracies = [*notes["accuracies"], measures["accuracy"]]
         losses = [*notes["losses"], measures["loss"]]
         value, best = criterion(accuracies, losses), notes["best_criterion"]
-        since_best = 0 if value > best else notes["since_best"] + 1
+        risen = value > best or not notes["accuracies"]
+        since_best = 0 if risen else notes["since_best"] + 1
         ends = since_best >= self._patience
         return Verdict(
             best=value >= best,

@@ -127,11 +127,13 @@ def tc_resnet_sgd() -> ConfigDict:
         {
             "name": "sgd",  # 'sgd' or 'adam'
             "learning_rate": 0.1,
-            # 'constant', 'cosine' (to final_learning_rate) or 'step' (× step_factor
-            # at each of step_at, given as fractions of the stage).
+            # 'constant', 'cosine' (to final_learning_rate), 'step' (× step_factor at
+            # each of step_at, given as fractions of the stage) or 'epoch_step' (×
+            # step_factor when so many epochs are over as step_epochs says).
             "schedule": "step",
             "final_learning_rate": 0.0,
             "step_at": (1 / 3, 2 / 3),
+            "step_epochs": (),
             "step_factor": 0.1,
             "warmup_fraction": 0.0,
             "momentum": 0.9,
@@ -172,6 +174,40 @@ def spec_augment(masks: int = 0) -> ConfigDict:
             "time_width": 20,
             "frequency_masks": masks,
             "frequency_width": 7,
+            # Of the shortest mask, in frames and bins.
+            "min_width": 0,
+            # Value of the masked cells, in the features as the network gets them.
+            "fill": 0.0,
+        }
+    )
+
+
+def mixup() -> ConfigDict:
+    """Clips mixed with others of their batch in training; probability 0 is none."""
+    return ConfigDict(
+        {
+            "probability": 0.0,
+            # Shares of the two are drawn from Beta(alpha, alpha).
+            "alpha": 10.0,
+            # Off from this fraction of the stage's (greatest) length on; 1 is never.
+            "until": 1.0,
+        }
+    )
+
+
+def stop() -> ConfigDict:
+    """When a stage ends, and which of its states is the best."""
+    return ConfigDict(
+        {
+            # 'length': after its epochs or steps; best is the highest accuracy in
+            # validation. 'criterion': when ConvMixer's criterion no longer rises, after
+            # its epochs or steps at the latest (kws_jax/training/stopping.py).
+            "rule": "length",
+            # Of the criterion: validations in a row without a new best.
+            "patience": 10,
+            # Whether its history and its best begin anew with the stage, or go on from
+            # the stage before.
+            "resets": True,
         }
     )
 
@@ -187,10 +223,19 @@ def train_stage() -> ConfigDict:
             "steps": 30_000,
             "batch_size": 100,
             "eval_every_epochs": 1.0,
+            # Validation 'clean', or in the noise and the rooms of the 'condition'.
+            "validation": "clean",
+            "stop": stop(),
+            # 'cross_entropy', or 'binary_cross_entropy' of k independent sigmoids.
+            "objective": "cross_entropy",
             "label_smoothing": 0.0,
             "optimizer": tc_resnet_sgd(),
+            # After another stage of training: 'restart' the optimiser and its schedule,
+            # or 'continue' them as they were in the end of that stage.
+            "optimizer_start": "restart",
             "condition": training_condition(),
             "spec_augment": spec_augment(),
+            "mixup": mixup(),
         }
     )
 

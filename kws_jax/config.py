@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from kws_jax import recipes
 from kws_jax.errors import UserError, nearest
 
 SOURCES = ("tfds", "folder", "synthetic")
@@ -119,6 +120,7 @@ def check(config: ConfigDict) -> None:
         )
     for index, stage in enumerate(config.stages):
         _check_stage(stage, f"config.stages[{index}]", config.data)
+    recipes.check(config.stages)
 
 
 def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,22 @@ class Parts(Setup):
     training_rooms: RoomBank | None = None
     test_rooms: RoomBank | None = None
 
+    @functools.cached_property
+    def _programs(self) -> dict[Hashable, Any]:
+        """What was jitted, by what it was made from; see `once`."""
+        return {}
+
+    def once(self, what: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made at the first call with an equal `what`.
+
+        Functions that are jitted outlive their stage here, so that stages which differ
+        in their data alone are compiled once. All that such a function is made from,
+        beside these parts, must be in `what`.
+        """
+        if what not in self._programs:
+            self._programs[what] = make()
+        return self._programs[what]
+
     def train_batches(
         self, split: Split, stage: ConfigDict, start_step: int, *, stream: int = 0
     ) -> Iterator[dict[str, jax.Array]]:
@@ -87,7 +103,7 @@ class Parts(Setup):
         """The share of `train_batches` of one process, still on the host."""
         return pipeline.train_batches(
             split,
-            _condition(stage),
+            condition_of(stage),
             **self._drawing(stage, stream),
             **self._mixing(self.training_noise, self.training_rooms),
             start_step=start_step,
@@ -98,7 +114,7 @@ class Parts(Setup):
         """What the stage's batches of `split` are mixed from."""
         return draws.Recipe(
             split,
-            _condition(stage),
+            condition_of(stage),
             **self._mixing(self.training_noise, self.training_rooms),
         )
 
@@ -183,7 +199,8 @@ class Parts(Setup):
         }
 
 
-def _condition(stage: ConfigDict) -> Condition:
+def condition_of(stage: ConfigDict) -> Condition:
+    """The condition in which a stage trains."""
     return Condition(**stage.condition.to_dict())
 
 

@@ -19,6 +19,7 @@ from kws_jax.training.checkpoints import StageCheckpoints
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.state import WEIGHTS, create_train_state, without_optimizers
 from kws_jax.training.step import make_train_step
+from kws_jax.training.stopping import LENGTH
 
 TRANSFORMATIONS = {WEIGHTS: optax.sgd(0.05, 0.9)}
 PLAN = loop.StagePlan(
@@ -60,6 +61,7 @@ class Run:
         self.later = changes.pop("later", ())
         self.fall_at = changes.pop("fall_at", None)
         self.plan = changes.pop("plan", PLAN)
+        self.rule = changes.pop("rule", LENGTH)
         assert not changes
         self.checkpoints = StageCheckpoints(folder / "stage")
 
@@ -105,6 +107,7 @@ class Run:
                 checkpoints=self.checkpoints,
                 reporter=self._reporter,
                 learning_rate=lambda step: 0.05 / (1 + step),
+                rule=self.rule,
                 logs=(self.log,),
                 later_stages=self.later,
             )

@@ -73,6 +73,7 @@ def test_second_training_stage_starts_from_the_best_weights_of_the_first(
         **vars(setup_of(config)),
         task=SimpleNamespace(train=range(200), validation=range(10)),
         train_batches=lambda *arguments: iter(()),
+        once=lambda what, make: make(),
     )
     started = []
 

@@ -39,9 +39,14 @@ class Frontend:
         self, audio: Int16[Array, "b s"] | Float[Array, "b s"]
     ) -> Float[Array, "b t f"]:
         """Features float32 [b, t, f] of audio [b, s]; int16 is divided by 32768."""
-        if jnp.issubdtype(audio.dtype, jnp.integer):
-            audio = audio.astype(jnp.float32) * _INT16_SCALE
-        return FRONTENDS[self.name](audio, **self.settings)
+        return FRONTENDS[self.name](as_float(audio), **self.settings)
+
+
+def as_float(audio: Int16[Array, "b s"] | Float[Array, "b s"]) -> Float[Array, "b s"]:
+    """Audio in [-1, 1]: int16 is divided by 32768, float is what it is."""
+    if jnp.issubdtype(audio.dtype, jnp.integer):
+        return audio.astype(jnp.float32) * _INT16_SCALE
+    return audio
 
 
 def create_frontend(name: str, **settings: Any) -> Frontend:

@@ -16,6 +16,8 @@ _CURVES = {
     "accuracy": "Accuracy",
     "learning_rate": "Learning rate",
 }
+# Of stages that may end early (stages/runner.py).
+_ENDING = ("epochs", "best_epoch", "stopped_early")
 
 
 def recall(run: Run) -> Markup | None:
@@ -67,12 +69,26 @@ def learning_curves(run: Run) -> Markup | None:
             if (chart := _learning_chart(lines, metric, f"{title}, {stage}", title))
         ]
         if charts:
-            blocks.append(tag("h3", f"Stage “{stage}”"))
+            blocks.append(tag("h3", f"Stage “{stage}”{_ending(run, stage)}"))
             blocks.append(tag("div", join(charts), class_="multiples"))
     if not blocks:
         return None
     keys = [_key("train", "training"), _key("validation", "validation")]
     return join([tag("p", join(keys), class_="legend"), *blocks])
+
+
+def _ending(run: Run, stage: str) -> str:
+    """After how many epochs a stage has ended that may end early, else nothing."""
+    values = {
+        m.metric: m.value
+        for m in run.results
+        if (m.stage, m.split) == (stage, "train") and m.metric in _ENDING
+    }
+    if len(values) < len(_ENDING):
+        return ""
+    epochs, best, early = (values[name] for name in _ENDING)
+    how = "ended early" if early else "its full length"
+    return f", {epochs:.1f} epochs ({how}), best state at {best:.1f}"
 
 
 def floor(measures: Sequence[Measure]) -> float:

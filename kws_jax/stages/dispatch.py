@@ -39,7 +39,11 @@ def check(parts: Parts, folder: Path) -> None:
             sharding.check_batch_size(stage.batch_size, parts.mesh)
         for field in ("optimizer", "architecture_optimizer"):
             if field in stage:
-                create_optimizer(stage[field], total_steps=1)
+                create_optimizer(stage[field], total_steps=1, steps_per_epoch=1.0)
+        if "condition" in stage:
+            parts.recipe(parts.task.train, stage)
+        if stage.kind == "train":
+            train.check(parts, stage)
     if parts.config.data.on_device:
         parts.check_room()
     finds = any(stage.kind in _FINDS_GENOTYPE for stage in stages)

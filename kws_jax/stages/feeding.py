@@ -1,7 +1,6 @@
 """How the step of a stage gets its batches: from the host, or made where it runs."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -83,7 +82,8 @@ def _from_host(
     splits: Sequence[Split],
     step_at: Callable[[int], Step],
 ) -> Feed:
-    jitted = functools.cache(functools.partial(jax.jit, donate_argnums=0))
+    def jitted(step: Step) -> Callable[..., tuple[TrainState, Any]]:
+        return parts.once(("from host", step), lambda: jax.jit(step, donate_argnums=0))
 
     def batches_from(start: int) -> Iterator[tuple[Any, ...]]:
         streams = (
@@ -121,8 +121,17 @@ def _on_device(
             )
             yield call.start, [sharding.shard(s, parts.mesh, axis=1) for s in stacks]
 
-    @functools.cache
+    # A recipe tells the program which recordings there are and whether clips are moved;
+    # all else that it says is in the inputs.
+    mixed_alike = tuple(
+        (frozenset(recipe.inputs(select(0))), recipe.condition.shift_ms > 0)
+        for recipe, select in zip(recipes, selections, strict=True)
+    )
+
     def jitted(step: Step) -> Callable[..., tuple[TrainState, Any]]:
+        return parts.once(("on device", step, mixed_alike), lambda: compiled(step))
+
+    def compiled(step: Step) -> Callable[..., tuple[TrainState, Any]]:
         def call(
             state: TrainState, resident: device.Resident, inputs: Any, key: jax.Array
         ) -> tuple[TrainState, Any]:

@@ -183,12 +183,21 @@ class Network:
         return self.probabilities(batch["audio"])
 
 
-def trained_network(setup: Setup, model: nn.Module, variables: PyTree) -> Network:
-    """A network that answers with the given variables."""
+def trained_network(
+    setup: Setup,
+    model: nn.Module,
+    variables: PyTree,
+    *,
+    probabilities_of: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
+) -> Network:
+    """A network that answers with the given variables.
+
+    `probabilities_of` makes probabilities [b, k] of logits [b, k].
+    """
 
     @jax.jit
     def probabilities(variables: PyTree, audio: jax.Array) -> jax.Array:
-        return jax.nn.softmax(infer(model, variables, setup.frontend(audio)))
+        return probabilities_of(infer(model, variables, setup.frontend(audio)))
 
     return Network(
         model,

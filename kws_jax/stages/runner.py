@@ -1,6 +1,7 @@
 """What the stages that train have in common: length, keys, logs, checkpoints."""
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -9,20 +10,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
-from kws_jax.data.conditions import CLEAN
+from kws_jax.data.conditions import CLEAN, Condition
 from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import result, wilson_interval
-from kws_jax.objectives.classification import softmax_cross_entropy
-from kws_jax.parts import Parts, Setup
+from kws_jax.objectives.registry import OBJECTIVES, Objective
+from kws_jax.parts import Parts, Setup, condition_of
 from kws_jax.report.terminal import progress_bar
 from kws_jax.training import loop, sharding
 from kws_jax.training.checkpoints import StageCheckpoints
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.state import TrainState, without_optimizers
+from kws_jax.training.stopping import LENGTH, Notes, Rule, create_rule
 from kws_jax.training.tensorboard import TensorBoard
 
 DONE_FILE = "done.json"
+# Conditions as results.json names them.
+CLEAN_NAME, TRAINING_NAME = "clean", "as in training"
 LogitsOf = Callable[[TrainState, Float[Array, "b t f"]], Float[Array, "b k"]]
 
 
@@ -66,20 +71,26 @@ def run_stage(
     logs: Iterable[JsonLines] = (),
     after_validation: Callable[[int, TrainState], None] = lambda step, state: None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Runs the loop with this project's logs, and returns the last state and notes."""
+    """Runs the loop with this project's logs, and returns the last state and notes.
+
+    The stage says in its config how it is validated and when it ends.
+    """
     stages = parts.config.stages
+    rule = _rule_of(parts, index, folder)
     checkpoints = StageCheckpoints(stage_folder(parts, index, folder))
     metrics_log = JsonLines(folder / "metrics.jsonl")
+    title = plan.name if rule is LENGTH else f"{plan.name} (may end early)"
     state = sharding.replicate(state, parts.mesh)
     state, notes = loop.train_stage(
         plan,
         state,
         step_fn=step_fn,
         batches_from=batches_from,
-        validate=make_validation(parts, logits_of),
+        validate=make_validation(parts, logits_of, stages[index]),
         checkpoints=checkpoints,
-        reporter=lambda start: _reporter(plan, start, folder, metrics_log),
+        reporter=lambda start: _reporter(plan, title, start, folder, metrics_log),
         learning_rate=lambda step: float(schedule(step)),
+        rule=rule,
         after_validation=after_validation,
         logs=(metrics_log, *logs),
         later_stages=tuple(stage.name for stage in stages[index + 1 :]),
@@ -100,32 +111,88 @@ def best_state(parts: Setup, index: int, folder: Path, like: TrainState) -> Trai
             f"{folder}: stage {parts.config.stages[index].name!r} has not been run to "
             "its end; run kws_jax.main with this --workdir first."
         )
+    like = without_optimizers(like)
+    return _restored(parts, where, like, StageCheckpoints.restore_best)
+
+
+def last_state(parts: Setup, index: int, folder: Path, like: TrainState) -> TrainState:
+    """The last state of a finished stage, with its optimisers."""
+    where = stage_folder(parts, index, folder)
+    return _restored(parts, where, like, StageCheckpoints.restore_last)
+
+
+def follows_training(parts: Setup, index: int) -> bool:
+    """Whether stage `index` goes on from what one of its kind has learned."""
+    stages = parts.config.stages
+    return index > 0 and stages[index - 1].kind == stages[index].kind
+
+
+def _rule_of(parts: Setup, index: int, folder: Path) -> Rule:
+    """The stage's rule for its end; stages of a kind without a choice have a length."""
+    stage = parts.config.stages[index]
+    if "stop" not in stage:
+        return LENGTH
+    before: Notes = {}
+    if not stage.stop.resets and follows_training(parts, index):
+        where = stage_folder(parts, index - 1, folder)
+        checkpoints = StageCheckpoints(where, read_only=True)
+        before = checkpoints.last_notes()
+        checkpoints.close()
+    return create_rule(stage.stop, before)
+
+
+def _restored(
+    parts: Setup, where: Path, like: TrainState, restore: Callable[..., Any]
+) -> TrainState:
     checkpoints = StageCheckpoints(where, read_only=True)
-    like = sharding.replicated_like(without_optimizers(like), parts.mesh)
-    restored = checkpoints.restore_best(like)
+    restored = restore(checkpoints, sharding.replicated_like(like, parts.mesh))
     checkpoints.close()
     if restored is None:
         raise UserError(f"{where} holds no checkpoint; run kws_jax.main again.")
     return restored[0]
 
 
-def make_validation(
-    parts: Parts, logits_of: LogitsOf
-) -> Callable[[TrainState], dict[str, float]]:
-    """A function from state to loss and accuracy over the clean validation split."""
+def objective_of(stage: ConfigDict) -> Objective:
+    """The objective of a stage; cross-entropy for kinds of stages without a choice."""
+    return OBJECTIVES[stage.get("objective", "cross_entropy")]
 
-    @jax.jit
+
+def validation_condition(stage: ConfigDict) -> Condition:
+    """In what a stage is validated: clean, or the noise and the rooms it trains in.
+
+    Shift and background by volume are left out: they augment, and do not disturb.
+    """
+    condition = condition_of(stage)
+    disturbed = condition.snr_db or condition.reverberant_fraction
+    if stage.get("validation", "clean") == "clean" or not disturbed:
+        return CLEAN
+    return dataclasses.replace(condition, shift_ms=0.0, background_probability=0.0)
+
+
+def make_validation(
+    parts: Parts, logits_of: LogitsOf, stage: ConfigDict
+) -> Callable[[TrainState], dict[str, float]]:
+    """A function from state to loss and accuracy over the validation split.
+
+    Loss and condition are those of the stage. Every validation hears the same noise, of
+    the training part, at the same places.
+    """
+    loss_of, condition = objective_of(stage).loss, validation_condition(stage)
+    noise = parts.training_noise if condition.snr_db else None
+
     def measure(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         logits = logits_of(state, parts.frontend(batch["audio"]))
         mask = batch["mask"]
         right = (jnp.argmax(logits, -1) == batch["label"]) & mask
-        loss = softmax_cross_entropy(logits, batch["label"], mask)
+        loss = loss_of(logits, batch["label"], mask)
         return {"loss": loss * mask.sum(), "right": right.sum(), "count": mask.sum()}
+
+    jitted = parts.once(("validation", logits_of, loss_of), lambda: jax.jit(measure))
 
     def validate(state: TrainState) -> dict[str, float]:
         sums: dict[str, float] = {"loss": 0.0, "right": 0.0, "count": 0.0}
-        for batch in parts.eval_batches(parts.task.validation, CLEAN):
-            for name, value in jax.device_get(measure(state, batch)).items():
+        for batch in parts.eval_batches(parts.task.validation, condition, noise):
+            for name, value in jax.device_get(jitted(state, batch)).items():
                 sums[name] += float(value)
         return {
             "loss": sums["loss"] / sums["count"],
@@ -135,12 +202,46 @@ def make_validation(
     return validate
 
 
-def validation_row(parts: Parts, stage: str, notes: dict[str, Any]) -> dict[str, Any]:
-    """The best validation accuracy of a stage as a row of results.json."""
+def validation_row(
+    parts: Parts, stage: str, notes: dict[str, Any], condition: str = CLEAN_NAME
+) -> dict[str, Any]:
+    """The best state's validation accuracy as a row of results.json."""
     count = len(parts.task.validation)
     value = notes["best_accuracy"]
     interval = wilson_interval(round(value * count), count)
-    return result(stage, "validation", "clean", "accuracy", value, interval, count)
+    return result(stage, "validation", condition, "accuracy", value, interval, count)
+
+
+def ending_rows(
+    plan: loop.StagePlan, steps: int, notes: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Where a stage that may end early has ended, and where its best state was.
+
+    None for a stage of a given length. Prints the same in words.
+    """
+    if "stopped" not in notes:
+        return []
+    epochs, best_epoch = (
+        step / plan.steps_per_epoch for step in (steps, notes["best_step"])
+    )
+    why = (
+        f"no new best in {notes['since_best']} validations"
+        if notes["stopped"]
+        else "its full length"
+    )
+    print(
+        f"Stage {plan.name!r} ended after {epochs:.1f} epochs ({why}); its best state "
+        f"is that of epoch {best_epoch:.1f}"
+    )
+    values = {
+        "epochs": epochs,
+        "best_epoch": best_epoch,
+        "stopped_early": float(steps < plan.total_steps),
+    }
+    return [
+        result(plan.name, "train", CLEAN_NAME, name, value, None, 1)
+        for name, value in values.items()
+    ]
 
 
 class _Reporter:
@@ -167,10 +268,10 @@ class _Reporter:
 
 @contextlib.contextmanager
 def _reporter(
-    plan: loop.StagePlan, start: int, folder: Path, log: JsonLines
+    plan: loop.StagePlan, title: str, start: int, folder: Path, log: JsonLines
 ) -> Iterator[_Reporter]:
     board = TensorBoard(folder / "tensorboard")
-    with progress_bar(plan.name, plan.total_steps, start) as progress:
+    with progress_bar(title, plan.total_steps, start) as progress:
         try:
             yield _Reporter(plan, log, board, progress)
         finally:

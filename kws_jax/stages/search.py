@@ -141,9 +141,14 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     weights, schedule = create_optimizer(
         stage.optimizer,
         plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
         differentiable=parts.config.search.order == 2,
     )
-    architecture, _ = create_optimizer(stage.architecture_optimizer, plan.total_steps)
+    architecture, _ = create_optimizer(
+        stage.architecture_optimizer,
+        plan.total_steps,
+        steps_per_epoch=plan.steps_per_epoch,
+    )
     transformations = {WEIGHTS: weights, ARCHITECTURE: architecture}
     feed = feeding.create_feed(
         parts,

@@ -1,22 +1,42 @@
 """Stage "train": the network learns its weights from labelled clips."""
 
+import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
-from ml_collections import ConfigDict
+import numpy as np
+import optax
+from ml_collections import ConfigDict, FrozenConfigDict
 
+from kws_jax import recipes
+from kws_jax.data.conditions import CLEAN
+from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import result
 from kws_jax.frontends.spec_augment import spec_augment
-from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts, Setup
 from kws_jax.stages import feeding, networks, runner
-from kws_jax.training.optimizers import create_optimizer
+from kws_jax.training.loop import StagePlan
+from kws_jax.training.mixup import with_mixup
+from kws_jax.training.optimizers import create_optimizer, updates_made
 from kws_jax.training.state import WEIGHTS, TrainState, create_train_state
 from kws_jax.training.step import LossFn, accuracy, make_train_step
 
 PyTree = Any
+# Fields of a stage that no program is made from.
+_BESIDE_PROGRAM = (
+    "name",
+    "epochs",
+    "steps",
+    "eval_every_epochs",
+    "condition",
+    "validation",
+    "stop",
+    "optimizer_start",
+)
+_NEVER = np.iinfo(np.int32).max  # later than any step
 
 
 def features_for_training(
@@ -33,7 +53,11 @@ def features_for_training(
 def classification_loss(
     parts: Parts, stage: ConfigDict, model: nn.Module, *, compute_dtype: str = "float32"
 ) -> LossFn:
-    """Cross-entropy of the network's logits, with label smoothing, as a LossFn."""
+    """The stage's objective on the network's logits, smoothed, as a LossFn.
+
+    Where a batch has a `target` [b, k], as after mixup, it stands for the `label`.
+    """
+    loss_of = runner.objective_of(stage).loss
 
     def loss_fn(
         trees: dict[str, PyTree], batch_stats: PyTree, batch: Any, key: jax.Array
@@ -47,8 +71,11 @@ def classification_loss(
             rngs={"dropout": dropout_key},
             compute_dtype=compute_dtype,
         )
-        loss = softmax_cross_entropy(
-            logits, batch["label"], batch["mask"], label_smoothing=stage.label_smoothing
+        loss = loss_of(
+            logits,
+            batch.get("target", batch["label"]),
+            batch["mask"],
+            label_smoothing=stage.label_smoothing,
         )
         measures = {
             "loss": loss,
@@ -59,32 +86,96 @@ def classification_loss(
     return loss_fn
 
 
-def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
-    """Trains the network; returns rows for results.json.
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What a stage learns with; stages that differ in their data alone share it.
 
-    It starts from the best state of the stage before, if that trained too, else from
-    weights that depend on config.seed alone.
+    Attributes:
+      transformations: label -> optax transformation.
+      schedule: number of an update -> learning rate.
+      step: (state, batch, key) -> (state, metrics).
+      logits_of: (state, features [b, t, f]) -> logits [b, k].
     """
-    stage = parts.config.stages[index]
-    model = networks.create_network(parts, folder)
-    plan = runner.plan_of(parts, index, len(parts.task.train))
-    transformation, schedule = create_optimizer(stage.optimizer, plan.total_steps)
+
+    transformations: dict[str, optax.GradientTransformation]
+    schedule: optax.Schedule
+    step: feeding.Step
+    logits_of: runner.LogitsOf
+
+
+def create_learner(
+    parts: Parts, stage: ConfigDict, model: nn.Module, plan: StagePlan
+) -> Learner:
+    """The learner of a stage, the same object for stages that would have equal ones."""
+    depends = recipes.depends_on_length(stage.optimizer) or _mixup_ends(stage)
+    what = (
+        model,
+        FrozenConfigDict({k: v for k, v in stage.items() if k not in _BESIDE_PROGRAM}),
+        plan.total_steps if depends else None,
+        plan.steps_per_epoch,
+    )
+    return parts.once(what, lambda: _create_learner(parts, stage, model, plan))
+
+
+def _create_learner(
+    parts: Parts, stage: ConfigDict, model: nn.Module, plan: StagePlan
+) -> Learner:
+    transformation, schedule = create_optimizer(
+        stage.optimizer, plan.total_steps, steps_per_epoch=plan.steps_per_epoch
+    )
     transformations = {WEIGHTS: transformation}
-    state = initial_state(parts, model, transformations)
-    if index and parts.config.stages[index - 1].kind == stage.kind:
-        before = runner.best_state(parts, index - 1, folder, state)
-        state = state.replace(trees=before.trees, batch_stats=before.batch_stats)
     loss_fn = classification_loss(
         parts, stage, model, compute_dtype=parts.config.compute_dtype
     )
-    step = make_train_step(loss_fn, transformations)
+    step: feeding.Step = make_train_step(loss_fn, transformations)
+    if stage.mixup.probability:
+        step = with_mixup(
+            step,
+            num_labels=len(parts.labels),
+            probability=stage.mixup.probability,
+            alpha=stage.mixup.alpha,
+            until_step=round(stage.mixup.until * plan.total_steps)
+            if _mixup_ends(stage)
+            else _NEVER,
+        )
+
+    def logits_of(state: TrainState, features: jax.Array) -> jax.Array:
+        return networks.infer(model, variables_of(state), features)
+
+    return Learner(transformations, schedule, step, logits_of)
+
+
+def _mixup_ends(stage: ConfigDict) -> bool:
+    return stage.mixup.probability > 0 and stage.mixup.until < 1
+
+
+def check(parts: Parts, stage: ConfigDict) -> None:
+    """Raises UserError where the stage's rules ask for clips that are not there."""
+    if stage.stop.rule != "length" and not len(parts.task.validation):
+        raise UserError(
+            f"Stage {stage.name!r} ends by stop.rule = {stage.stop.rule!r}, which "
+            "needs validation clips, and there are none: give some, or stop.rule "
+            "'length'."
+        )
+    if runner.validation_condition(stage) != CLEAN and len(parts.task.validation):
+        parts.recipe(parts.task.validation, stage)
+
+
+def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
+    """Trains the network; returns rows for results.json."""
+    stage = parts.config.stages[index]
+    model = networks.create_network(parts, folder)
+    plan = runner.plan_of(parts, index, len(parts.task.train))
+    learner = create_learner(parts, stage, model, plan)
+    state = starting_state(parts, index, folder, model, learner.transformations)
+    updates = updates_made(state.opt_state[WEIGHTS])
     feed = feeding.create_feed(
         parts,
         stage,
         plan,
         runner.stage_key(parts, index),
         [parts.task.train],
-        lambda number: step,
+        lambda number: learner.step,
     )
     state, notes = runner.run_stage(
         parts,
@@ -93,25 +184,62 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         state,
         step_fn=feed.step_fn,
         batches_from=feed.batches_from,
-        logits_of=lambda state, features: networks.infer(
-            model, variables_of(state), features
-        ),
+        logits_of=learner.logits_of,
         plan=plan,
-        schedule=schedule,
+        schedule=lambda step: learner.schedule(updates + step),
     )
-    sizes = networks.size_of(parts, model, variables_of(state))
-    clips = plan.total_steps * plan.clips_per_step
+    steps = int(state.step)
     measures = {
-        **sizes,
+        **networks.size_of(parts, model, variables_of(state)),
         "seconds": notes["seconds"],
-        "clips_per_second": clips / notes["seconds"],
+        "clips_per_second": steps * plan.clips_per_step / notes["seconds"],
     }
     rows = [
-        result(stage.name, "train", "clean", name, value, None, 1)
+        result(stage.name, "train", runner.CLEAN_NAME, name, value, None, 1)
         for name, value in measures.items()
     ]
-    rows.append(runner.validation_row(parts, stage.name, notes))
+    rows += runner.ending_rows(plan, steps, notes)
+    clean = runner.validation_condition(stage) == CLEAN
+    condition = runner.CLEAN_NAME if clean else runner.TRAINING_NAME
+    rows.append(runner.validation_row(parts, stage.name, notes, condition))
     return rows
+
+
+def starting_state(
+    parts: Parts,
+    index: int,
+    folder: Path,
+    model: nn.Module,
+    transformations: dict[str, Any],
+) -> TrainState:
+    """Where a stage begins.
+
+    After another stage that trained, that is its best weights and statistics, and where
+    optimizer_start says 'continue' also its optimiser as it was in the end, so that the
+    schedule goes on. Else it is weights that depend on config.seed alone.
+    """
+    if not runner.follows_training(parts, index):
+        return initial_state(parts, model, transformations)
+    like = _state_shapes(parts, model, transformations)
+    best = runner.best_state(parts, index - 1, folder, like)
+    state = create_train_state(best.trees, best.batch_stats, transformations)
+    if parts.config.stages[index].optimizer_start == "continue":
+        last = runner.last_state(parts, index - 1, folder, like)
+        state = state.replace(opt_state=last.opt_state)
+    return state
+
+
+def _state_shapes(
+    setup: Setup, model: nn.Module, transformations: dict[str, Any]
+) -> TrainState:
+    """Shapes and types of `initial_state`, without computing it."""
+    shapes = networks.variable_shapes(model, networks.sample_features(setup))
+    params, batch_stats = networks.split_variables(shapes)
+    return jax.eval_shape(
+        functools.partial(create_train_state, transformations=transformations),
+        {WEIGHTS: params},
+        batch_stats,
+    )
 
 
 def initial_state(
@@ -133,8 +261,12 @@ def variables_of(state: TrainState) -> dict[str, PyTree]:
 def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
     """The network of a finished stage, at its best step on validation."""
     model = networks.create_network(setup, folder)
-    shapes = networks.variable_shapes(model, networks.sample_features(setup))
-    params, batch_stats = networks.split_variables(shapes)
-    like = create_train_state({WEIGHTS: params}, batch_stats, {})
+    like = _state_shapes(setup, model, {})
     state = runner.best_state(setup, index, folder, like)
-    return networks.trained_network(setup, model, variables_of(state))
+    objective = runner.objective_of(setup.config.stages[index])
+    return networks.trained_network(
+        setup,
+        model,
+        variables_of(state),
+        probabilities_of=objective.probabilities,
+    )

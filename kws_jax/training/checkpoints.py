@@ -50,6 +50,14 @@ class StageCheckpoints:
         """The best state and its notes, or None."""
         return self._restore(self._best, like)
 
+    def last_notes(self) -> dict[str, Any]:
+        """The notes of the newest state, {} where there is none."""
+        step = self._last.latest_step()
+        if step is None:
+            return {}
+        items = ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()})
+        return self._last.restore(step, args=items)[_NOTES]
+
     def last_path(self) -> str:
         """Where the newest checkpoint lies, for messages."""
         step = self._last.latest_step()

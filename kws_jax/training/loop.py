@@ -13,6 +13,7 @@ from kws_jax.errors import UserError
 from kws_jax.training.checkpoints import StageCheckpoints
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.state import TrainState, without_optimizers
+from kws_jax.training.stopping import LENGTH, Rule
 
 Metrics = dict[str, float]
 
@@ -33,7 +34,7 @@ class StagePlan:
 
     Attributes:
       name: of the stage.
-      total_steps: its length in weight updates.
+      total_steps: its length in weight updates, at most.
       steps_per_epoch: to convert steps to epochs in the logs.
       eval_every: steps between validations (each followed by a checkpoint).
       log_every: steps between log lines.
@@ -78,6 +79,7 @@ def train_stage(
     checkpoints: StageCheckpoints,
     reporter: Callable[[int], Any],
     learning_rate: Callable[[int], float],
+    rule: Rule = LENGTH,
     after_validation: Callable[[int, TrainState], None] = lambda step, state: None,
     logs: Iterable[JsonLines] = (),
     later_stages: tuple[str, ...] = (),
@@ -91,30 +93,37 @@ def train_stage(
         Makes the steps of one call; metrics are scalars, or arrays [steps].
       batches_from: start step -> what `step_fn` takes for each of `plan.calls(start)`;
         a pure function of the step.
-      validate: state -> "loss" and "accuracy", which decides what state is the best.
+      validate: state -> "loss" and "accuracy".
       checkpoints: where states are kept.
       reporter: start step -> context manager that gives a `Reporter`.
       learning_rate: step -> rate, for logs and messages.
+      rule: decides by the validations which state is the best, and whether the stage
+        ends before its last step. It remembers by the notes alone, which are saved with
+        each state, so a stage that is taken up again ends where it would have ended.
       after_validation: called with step and state after each validation.
       logs: rewound to the step at which the stage is taken up.
       later_stages: names whose log lines a restart drops.
 
     Returns:
-      The last state, and notes: "best_accuracy", "best_step", "seconds".
+      The last state, and notes: "best_accuracy" and "best_step" (of the best state),
+      "seconds", and those of the rule.
 
     Raises:
       UserError: when the loss is not finite, naming step, learning rate and the last
         good checkpoint; or when a checkpoint cannot be written.
     """
     notes: dict[str, Any] = {"best_accuracy": -1.0, "best_step": -1, "seconds": 0.0}
+    notes |= rule.first_notes
     restored = checkpoints.restore_last(state)
     if restored is not None:
         state, notes = restored
+    elif rule.starts_from_best:
+        checkpoints.save_best(int(state.step), without_optimizers(state), notes)
     start = int(state.step)
     if jax.process_index() == 0:
         for log in logs:
             log.rewind(plan.name, start, later_stages)
-    if start >= plan.total_steps:
+    if start >= plan.total_steps or notes.get("stopped"):
         return state, notes
     window = _Window(plan, checkpoints, learning_rate)
     began = time.monotonic() - notes["seconds"]
@@ -132,13 +141,16 @@ def train_stage(
                 # The loss of a step is that before its update: weights that this
                 # update broke must not become the last good checkpoint.
                 window.check(step, measures["loss"], "validation loss")
-                report.write(step, "validation", measures)
+                verdict = rule.judge(notes, measures)
+                report.write(step, "validation", measures | verdict.measures)
                 after_validation(step, state)
-                notes["seconds"] = time.monotonic() - began
-                if measures["accuracy"] > notes["best_accuracy"]:
+                notes |= {**verdict.notes, "seconds": time.monotonic() - began}
+                if verdict.best:
                     notes |= {"best_accuracy": measures["accuracy"], "best_step": step}
                     checkpoints.save_best(step, without_optimizers(state), notes)
                 checkpoints.save_last(step, state, notes)
+                if verdict.ends:
+                    break
                 window.restart_clock()
     return state, notes
 

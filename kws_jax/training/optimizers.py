@@ -1,6 +1,6 @@
 """Optimiser settings of a stage → an optax transformation and its schedule."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -8,21 +8,29 @@ import optax
 
 from kws_jax.errors import UserError, nearest
 
-SCHEDULES = ("constant", "cosine", "step")
+SCHEDULES = ("constant", "cosine", "step", "epoch_step")
 OPTIMIZERS = ("sgd", "adam")
 
 
-def create_schedule(settings: Mapping[str, Any], total_steps: int) -> optax.Schedule:
+def create_schedule(
+    settings: Mapping[str, Any],
+    total_steps: int,
+    *,
+    steps_per_epoch: float | None = None,
+) -> optax.Schedule:
     """The learning rate as a function of the step.
 
     Args:
       settings: `schedule`, `learning_rate`, `final_learning_rate` (cosine), `step_at`
-        (fractions of the stage) and `step_factor` (step), `warmup_fraction` (a linear
+        (fractions of the stage), `step_epochs` (epoch_step: the rate falls when so many
+        epochs are over), `step_factor` (step, epoch_step), `warmup_fraction` (a linear
         rise from 0, for every schedule).
       total_steps: the length of the stage.
+      steps_per_epoch: for epoch_step.
 
     Raises:
-      UserError: for an unknown schedule, or fractions outside (0, 1).
+      UserError: for an unknown schedule, fractions outside (0, 1), epochs that are not
+        above 0, or none where they are needed.
     """
     name, rate = settings["schedule"], settings["learning_rate"]
     if name == "constant":
@@ -37,11 +45,17 @@ def create_schedule(settings: Mapping[str, Any], total_steps: int) -> optax.Sche
                 f"optimizer.step_at = {fractions!r}: give fractions of the stage, each "
                 "between 0 and 1, for example (0.33, 0.67)."
             )
-        steps: dict[int, float] = {}
-        for fraction in fractions:
-            step = round(fraction * total_steps)
-            steps[step] = steps.get(step, 1.0) * settings["step_factor"]
-        schedule = optax.piecewise_constant_schedule(rate, steps)
+        steps = [round(fraction * total_steps) for fraction in fractions]
+        schedule = _stepwise(rate, steps, settings["step_factor"])
+    elif name == "epoch_step":
+        epochs = settings["step_epochs"]
+        if steps_per_epoch is None or not epochs or any(e <= 0 for e in epochs):
+            raise UserError(
+                f"optimizer.step_epochs = {epochs!r}: give numbers of epochs above 0, "
+                "for example (5, 9, 13), in a stage that goes over clips in epochs."
+            )
+        steps = [round(epoch * steps_per_epoch) for epoch in epochs]
+        schedule = _stepwise(rate, steps, settings["step_factor"])
     else:
         raise UserError(
             f"optimizer.schedule = {name!r} is unknown: {nearest(name, SCHEDULES)}"
@@ -53,8 +67,26 @@ def create_schedule(settings: Mapping[str, Any], total_steps: int) -> optax.Sche
     return lambda step: schedule(step) * ramp(step)
 
 
+def _stepwise(rate: float, steps: Sequence[int], factor: float) -> optax.Schedule:
+    """`rate`, times `factor` from each of `steps` on; a step may be named twice."""
+    factors: dict[int, float] = {}
+    for step in steps:
+        factors[step] = factors.get(step, 1.0) * factor
+    return optax.piecewise_constant_schedule(rate, factors)
+
+
+def updates_made(opt_state: Any) -> int:
+    """How many updates an optimiser has made: where its schedule stands."""
+    counts = optax.tree_utils.tree_get_all_with_path(opt_state, "count")
+    return int(counts[0][1])
+
+
 def create_optimizer(
-    settings: Mapping[str, Any], total_steps: int, *, differentiable: bool = False
+    settings: Mapping[str, Any],
+    total_steps: int,
+    *,
+    steps_per_epoch: float | None = None,
+    differentiable: bool = False,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The transformation of one tree and its learning-rate schedule.
 
@@ -65,7 +97,7 @@ def create_optimizer(
     Raises:
       UserError: for an unknown optimiser or schedule.
     """
-    schedule = create_schedule(settings, total_steps)
+    schedule = create_schedule(settings, total_steps, steps_per_epoch=steps_per_epoch)
     parts = []
     if settings["clip_norm"] > 0:
         clip = optax.clip_by_global_norm(settings["clip_norm"])

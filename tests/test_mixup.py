@@ -1,0 +1,98 @@
+"""Mixup of waveforms against the formula, with its draws read off the result."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kws_jax.training.mixup import mixup, with_mixup
+from kws_jax.training.state import create_train_state
+
+CLIPS, LABELS, ALPHA = 400, 4, 10.0
+MIX = jax.jit(mixup, static_argnames=("num_labels", "alpha"))
+MASK = np.arange(CLIPS) % 10 != 3
+
+
+def batch_of(audio):
+    return {
+        "audio": jnp.asarray(audio),
+        "label": jnp.arange(CLIPS, dtype=jnp.int32) % LABELS,
+        "index": jnp.arange(CLIPS, dtype=jnp.int32),
+        "mask": jnp.asarray(MASK),
+    }
+
+
+def mixed(audio, probability=0.5):
+    return MIX(
+        jax.random.key(3),
+        batch_of(audio),
+        num_labels=LABELS,
+        probability=probability,
+        alpha=ALPHA,
+    )
+
+
+@pytest.fixture(scope="module")
+def draws():
+    """(λ, partner) of each clip: clip i is a single 1/2 at sample i."""
+    impulses = (16384 * np.eye(CLIPS)).astype(np.int16)
+    audio = 2 * np.asarray(mixed(impulses)["audio"], np.float64)
+    share = audio.diagonal().copy()
+    others = audio - np.diag(share)
+    partner = np.where(others.any(1), others.argmax(1), np.arange(CLIPS))
+    # In each row λ and 1 - λ, and nothing else.
+    assert ((others != 0).sum(1) <= 1).all()
+    np.testing.assert_allclose(audio.sum(1), 1, atol=1e-6)
+    return share, partner
+
+
+def test_shares_and_partners_are_distributed_as_asked(draws):
+    share, partner = draws
+    shares = share[share < 1]
+    kept = MASK.sum()
+    # Half of the clips, but for those whose partner is padding: 0.45 on average.
+    assert abs(len(shares) / kept - 0.45) < 4 * np.sqrt(0.25 / kept)
+    deviation = np.sqrt(1 / (4 * (2 * ALPHA + 1)))  # of Beta(α, α)
+    assert abs(shares.mean() - 0.5) < 4 * deviation / np.sqrt(len(shares))
+    assert shares.std() == pytest.approx(deviation, rel=0.25)
+    assert (share[~MASK] == 1).all()
+    others = partner[share < 1]
+    assert MASK[others].all()
+    assert len(set(others)) == len(others)
+
+
+def test_audio_and_labels_are_mixed_by_the_formula(draws):
+    share, partner = draws
+    rng = np.random.default_rng(0)
+    audio = rng.integers(-32768, 32768, (CLIPS, CLIPS)).astype(np.int16)
+    batch = mixed(audio)
+    wave, share = audio / 32768.0, share[:, None]
+    expected = share * wave + (1 - share) * wave[partner]
+    np.testing.assert_allclose(batch["audio"], expected, atol=1e-6)
+    one_hot = np.eye(LABELS)[np.arange(CLIPS) % LABELS]
+    target = share * one_hot + (1 - share) * one_hot[partner]
+    np.testing.assert_allclose(batch["target"], target, atol=1e-6)
+    louder = np.where(share[:, 0] >= 0.5, np.arange(CLIPS), partner)
+    np.testing.assert_array_equal(batch["label"], louder % LABELS)
+    chex.assert_type([batch["audio"], batch["target"]], jnp.float32)
+    for name in ("index", "mask"):
+        np.testing.assert_array_equal(batch[name], batch_of(audio)[name])
+
+
+def test_mixup_is_drawn_anew_each_step_and_ends_when_asked():
+    def step(state, batch, key):
+        return state.replace(step=state.step + 1), batch["target"]
+
+    step = jax.jit(
+        with_mixup(step, num_labels=LABELS, probability=1.0, alpha=1.0, until_step=2)
+    )
+    state = create_train_state({"weights": jnp.zeros(1)}, {}, {})
+    batch, found = batch_of(np.zeros((CLIPS, 1), np.int16)), []
+    for _ in range(3):
+        state, target = step(state, batch, jax.random.key(0))
+        found.append(np.asarray(target))
+    assert step._cache_size() == 1
+    assert (found[0] != found[1]).any()
+    assert (found[0].max(1) < 1).any()
+    np.testing.assert_array_equal(found[2], np.eye(LABELS)[np.arange(CLIPS) % LABELS])

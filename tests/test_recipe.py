@@ -1,0 +1,166 @@
+"""ConvMixer's recipe: its objective, its schedule, its fields and their mistakes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from configs import convmixer
+from kws_jax import config as configs
+from kws_jax import recipes
+from kws_jax.errors import UserError
+from kws_jax.frontends import log_mel
+from kws_jax.objectives.binary import sigmoid_cross_entropy
+from kws_jax.objectives.registry import OBJECTIVES
+from kws_jax.training.optimizers import create_optimizer, create_schedule, updates_made
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 4, (6, 5)).astype(np.float32)
+LABELS = np.array([0, 4, 2, 2, 1, 3], np.int32)
+SOFT = RNG.dirichlet(np.ones(5), 6).astype(np.float32)
+
+
+def of_tensorflow(logits, targets):
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits)
+    return float(tf.reduce_mean(losses))
+
+
+@pytest.mark.usefixtures("strict_ranks")
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("labels", [LABELS, SOFT], ids=["hard", "soft"])
+def test_binary_cross_entropy_is_tensorflows(labels, smoothing):
+    targets = np.eye(5, dtype=np.float32)[labels] if labels.ndim == 1 else labels
+    targets = (1 - smoothing) * targets + np.float32(smoothing / 5)
+    loss = sigmoid_cross_entropy(
+        jnp.asarray(LOGITS), jnp.asarray(labels), label_smoothing=smoothing
+    )
+    np.testing.assert_allclose(loss, of_tensorflow(LOGITS, targets), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("strict_ranks")
+def test_padding_adds_nothing_to_binary_cross_entropy_even_if_it_is_nan():
+    mask = np.array([True, True, False, True, False, True])
+    logits = np.where(mask[:, None], LOGITS, np.nan).astype(np.float32)
+    loss, gradient = jax.value_and_grad(sigmoid_cross_entropy)(
+        jnp.asarray(logits), jnp.asarray(SOFT), jnp.asarray(mask)
+    )
+    kept = of_tensorflow(LOGITS[mask], SOFT[mask])
+    np.testing.assert_allclose(loss, kept, rtol=1e-5)
+    expected = np.zeros((6, 5))
+    expected[mask] = (1 / (1 + np.exp(-LOGITS[mask])) - SOFT[mask]) / (4 * 5)
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+    nothing = sigmoid_cross_entropy(
+        jnp.asarray(logits), jnp.asarray(SOFT), jnp.zeros(6, bool)
+    )
+    assert float(nothing) == 0
+
+
+def test_every_objective_that_a_config_may_name_is_there():
+    assert tuple(OBJECTIVES) == recipes.OBJECTIVES
+
+
+def paper_rate(epoch):
+    """6e-3, × 0.85 after 5, 9, 13, …, 69 epochs; `epoch` counts those that are over."""
+    return 6e-3 * 0.85 ** sum(epoch >= milestone for milestone in range(5, 70, 4))
+
+
+def test_the_schedule_is_the_official_one():
+    settings = convmixer.get_config().stages[0].optimizer
+    schedule = create_schedule(settings, 1, steps_per_epoch=668.0)
+    steps = np.array([[668 * e, 668 * e + 333, 668 * (e + 1) - 1] for e in range(100)])
+    expected = np.array([[paper_rate(e)] * 3 for e in range(100)])
+    np.testing.assert_allclose(
+        jax.vmap(schedule)(steps.ravel()), expected.ravel(), 1e-5
+    )
+    # Seventeen milestones.
+    assert paper_rate(99) == pytest.approx(6e-3 * 0.85**17)
+
+
+def test_the_rate_of_an_optimizer_that_goes_on_is_that_of_all_its_updates():
+    settings = convmixer.get_config().stages[0].optimizer.copy_and_resolve_references()
+    settings.update(step_epochs=(1.0, 1.5), weight_decay=0.0)
+    transformation, _ = create_optimizer(settings, 1, steps_per_epoch=2.0)
+    weights = {"w": jnp.ones(2)}
+    state, sizes = transformation.init(weights), []
+    for made in range(5):
+        assert updates_made(state) == made
+        # Under a constant gradient, Adam's update is the rate itself.
+        updates, state = transformation.update({"w": jnp.ones(2)}, state, weights)
+        sizes.append(-float(updates["w"][0]))
+    expected = [6e-3, 6e-3, 6e-3 * 0.85, 6e-3 * 0.85**2, 6e-3 * 0.85**2]
+    np.testing.assert_allclose(sizes, expected, rtol=1e-4)
+
+
+def test_a_schedule_in_epochs_needs_epochs():
+    settings = convmixer.get_config().stages[0].optimizer.copy_and_resolve_references()
+    with pytest.raises(UserError, match=r"step_epochs = .* in a stage that goes over"):
+        create_schedule(settings, 10)
+    settings.step_epochs = (5, 0)
+    with pytest.raises(UserError, match=r"step_epochs = \(5, 0\): give numbers"):
+        create_schedule(settings, 10, steps_per_epoch=2.0)
+
+
+def test_masked_cells_are_0_before_the_features_are_normalised():
+    masks = convmixer.get_config().stages[0].spec_augment
+    normalized = log_mel.normalize(jnp.zeros((1, 1, 1)))
+    assert masks.fill == pytest.approx(float(normalized[0, 0, 0]), rel=1e-6)
+    assert (masks.min_width, masks.time_width, masks.frequency_width) == (1, 25, 25)
+
+
+def test_the_curriculum_hears_each_of_its_conditions_equally_often():
+    stages = convmixer.get_config().stages
+    for stage, noises in zip(stages, (0, 1, 2, 3, 3), strict=True):
+        condition = stage.condition
+        assert condition.snr_db == (0.0, -5.0, -10.0)[:noises]
+        assert condition.clean_fraction == pytest.approx(1 / (1 + noises))
+        assert condition.background_probability == 0
+    assert [s.condition.reverberant_fraction for s in stages] == [0, 0, 0, 0, 0.5]
+
+
+@pytest.mark.parametrize("size", convmixer.SIZES)
+def test_the_plain_trainings_are_as_long_as_the_curriculum_at_most(size):
+    curriculum = convmixer.get_config(size).stages
+    for plan in ("multicondition", "clean"):
+        (stage,) = convmixer.get_config(f"{plan},{size}").stages
+        assert stage.epochs == sum(s.epochs for s in curriculum)
+        assert stage.optimizer == curriculum[-1].optimizer
+        condition = curriculum[-1 if plan == "multicondition" else 0].condition
+        assert stage.condition == condition
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("objective", "cros_entropy", "unknown; did you mean 'cross_entropy'"),
+        ("validation", "cleen", "'cleen' is unknown; did you mean 'clean'"),
+        ("optimizer_start", "go", "'go' is unknown; known: restart, continue"),
+        ("stop.rule", "criterium", "'criterium' is unknown; did you mean 'criterion'"),
+        ("stop.patience", 0, "stop.patience = 0: give at least 1"),
+        ("mixup.probability", 1.5, "mixup.probability = 1.5: give 0 … 1"),
+        ("mixup.probability", -0.1, "mixup.probability = -0.1: give 0 … 1"),
+        ("mixup.until", 85.0, "mixup.until = 85.0: give 0 … 1"),
+        ("mixup.alpha", 0.0, "mixup.alpha = 0.0: give a number above 0"),
+        ("batch_size", 64, "the two differ in batch_size"),
+        ("optimizer.b1", 0.9, "the two differ in optimizer"),
+    ],
+)
+def test_recipes_that_cannot_work_are_refused(field, value, message):
+    config = convmixer.get_config()
+    *groups, name = field.split(".")
+    here = config.stages[1]
+    for group in groups:
+        here = here[group]
+    here[name] = value
+    with pytest.raises(UserError) as caught:
+        configs.check(config)
+    assert "config.stages[1]" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_schedule_over_one_stage_cannot_go_on_in_the_next():
+    config = convmixer.get_config()
+    for stage in config.stages:
+        stage.optimizer.schedule = "cosine"
+    with pytest.raises(UserError, match=r"'continue' needs a learning rate that does"):
+        configs.check(config)

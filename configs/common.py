@@ -36,9 +36,10 @@ def data() -> ConfigDict:
             # For a folder without split lists.
             "validation_fraction": 0.1,
             "test_fraction": 0.1,
-            # Folders of noise. 'seen': for stages whose condition has snr_db, and for
-            # the 'seen' test; 'unseen': for that test alone. '' takes what the source
-            # has: its background recordings are seen, being added in training.
+            # Folders of noise. 'seen': for stages whose condition has snr_db and, in
+            # other recordings or seconds, for the 'seen' test; 'unseen': for that test
+            # alone. '' takes what the source has: training hears its background, the
+            # 'seen' test the background recordings held out from training.
             "noise_seen": "",
             "noise_unseen": "",
             # Share of the seen noise that is kept for the test: recordings of each kind

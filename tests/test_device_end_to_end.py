@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 from test_end_to_end import KEYWORDS, SPEAKERS, TEST_CLIPS, write_words
 
 from configs import tc_resnet
@@ -18,6 +19,10 @@ BATCH, STEPS, EVAL_EVERY, LOG_EVERY = 8, 13, 6, 5
 @pytest.fixture
 def config(tmp_path):
     write_words(tmp_path / "words")
+    for i in range(3):
+        room = np.random.default_rng(i).normal(size=800) * 0.99 ** np.arange(800)
+        (tmp_path / "rooms").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "rooms" / f"{i}.wav", 0.1 * room, 16_000)
     config = tc_resnet.get_config("8")
     config.network.width = 0.25
     config.data.update(
@@ -26,6 +31,7 @@ def config(tmp_path):
         cache_dir=str(tmp_path / "cache"),
         keywords=",".join(KEYWORDS),
         on_device=True,
+        rooms=str(tmp_path / "rooms"),
     )
     config.update(steps_per_call=4, compute_dtype="bfloat16", log_every_steps=LOG_EVERY)
     config.evaluation.update(snr_db=(10.0,), batch_size=16)
@@ -35,7 +41,7 @@ def config(tmp_path):
         batch_size=BATCH,
         eval_every_epochs=EVAL_EVERY * BATCH / TRAIN_CLIPS,
     )
-    stage.condition.update(snr_db=(20.0, 5.0))
+    stage.condition.update(snr_db=(20.0, 5.0), reverberant_fraction=0.5)
     return config
 
 
@@ -45,7 +51,7 @@ def test_a_run_on_the_device_trains_logs_and_tests(config, tmp_path, capsys):
     rows = experiment.run(config, str(workdir))
     assert json.loads((workdir / "results.json").read_text()) == rows
     measured = {(r["split"], r["condition"], r["metric"]): r for r in rows}
-    for condition in ("clean", "seen 10 dB"):
+    for condition in ("clean", "seen 10 dB", "far clean", "far seen 10 dB"):
         row = measured["test", condition, "accuracy"]
         assert row["count"] == TEST_CLIPS
         assert row["ci95"][0] <= row["value"] <= row["ci95"][1]

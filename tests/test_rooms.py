@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 import tensorflow as tf
+from rich.console import Console
 from scipy import signal
-from tiny_parts import bank, random_split, room_bank, tiny_config
+from test_end_to_end import KEYWORDS, write_words
+from tiny_parts import bank, random_split, room_bank, tiny_config, tiny_parts
 
 from kws_jax import config as configs
 from kws_jax.data import mixing, pipeline
@@ -18,6 +20,7 @@ from kws_jax.data.draws import Recipe, evaluation_selection, training_selection
 from kws_jax.data.rooms import Response, RoomBank, open_rooms
 from kws_jax.errors import UserError
 from kws_jax.evaluation.testing import noise_conditions
+from kws_jax.parts import build_parts
 
 RATE = 16_000
 SIMULATED = {
@@ -357,6 +360,62 @@ def test_bank_keeps_rooms_of_different_length():
     )
     assert rooms.responses.shape == (2, 2000)
     assert rooms.responses.dtype == np.float32
+
+
+# What an experiment makes of them.
+
+
+def experiment_parts(tmp_path, **data):
+    config = tiny_config()
+    config.data.update(
+        source="folder",
+        dir=str(tmp_path / "words"),
+        cache_dir=str(tmp_path / "cache"),
+        keywords=",".join(KEYWORDS),
+        **data,
+    )
+    return build_parts(config, Console(quiet=True))
+
+
+def test_training_and_test_have_rooms_and_noise_of_their_own(tmp_path):
+    write_words(tmp_path / "words")
+    for i in range(4):
+        write(tmp_path / "rooms" / f"{i}.wav", decaying(500, i))
+    for i in range(2):
+        hiss = np.random.default_rng(i).normal(0, 0.1, 5 * RATE)
+        write(tmp_path / "noise" / "hiss" / f"{i}.wav", hiss)
+    folders = {"rooms": str(tmp_path / "rooms"), "noise_seen": str(tmp_path / "noise")}
+    without = experiment_parts(tmp_path)
+    assert without.training_rooms is without.test_rooms is None
+    parts = experiment_parts(tmp_path, **folders)
+    names = parts.training_rooms.names, parts.test_rooms.names
+    assert (len(names[0]), len(names[1])) == (3, 1)
+    assert not set(names[0]) & set(names[1])
+    assert not np.array_equal(parts.training_noise.audio, parts.noise["seen"].audio)
+    recipe = parts.recipe(parts.task.train, parts.config.stages[0])
+    assert recipe.noise is parts.training_noise
+    assert recipe.rooms is parts.training_rooms
+    assert parts.fingerprint != without.fingerprint
+    # What the test alone hears does not make it another experiment.
+    write(tmp_path / "rooms" / names[1][0], decaying(500, 99))
+    assert experiment_parts(tmp_path, **folders).fingerprint == parts.fingerprint
+    write(tmp_path / "rooms" / names[0][0], decaying(500, 98))
+    assert experiment_parts(tmp_path, **folders).fingerprint != parts.fingerprint
+
+
+def test_far_test_hears_the_rooms_of_the_test():
+    parts = tiny_parts()
+    condition = Condition(reverberant_fraction=1.0)
+    far = next(parts.eval_batches(parts.task.test, condition, rooms=parts.test_rooms))
+    clip = parts.task.test.read(np.array([5]))[0]
+    room = evaluation_selection(16, batch_size=16, seed=parts.config.evaluation.seed)(0)
+    which = int(room.uniforms[5, mixing.DRAWS.index("room")] * len(parts.test_rooms))
+    heard = signal.fftconvolve(clip.astype(float), parts.test_rooms.responses[which])
+    heard = heard[:CLIP_SAMPLES]
+    heard *= min(1, 32767 / np.abs(heard).max())
+    assert np.abs(np.asarray(far["audio"][5]) - heard).max() <= 0.51
+    near = next(parts.eval_batches(parts.task.test, condition))
+    assert not np.array_equal(near["audio"][5], far["audio"][5])
 
 
 # The tests' conditions.

@@ -30,8 +30,9 @@ class Corpus:
 
     `words`, `speakers`, `names` and `splits` are string arrays [n]; `names` are unique
     and say where a clip came from. `background` holds, for each split, the recordings
-    from which silence and background noise are cut; `noise` holds recordings for tests
-    at a given SNR, under "seen" and "unseen" (empty where the source has none).
+    from which silence and background noise are cut; `noise` holds recordings to be
+    mixed at a given SNR, under "seen" those that training may hear, under "unseen"
+    those for the test alone (empty where the source has none).
     """
 
     words: np.ndarray

@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kws_jax import config as configs
-from kws_jax.data import device, draws, pipeline, protocols, sources
+from kws_jax.data import device, draws, held_out, pipeline, protocols, sources
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import SILENCE, TRAIN, UNKNOWN, Corpus, Recording, Split, Task
 from kws_jax.data.folder import read_noise_folder
+from kws_jax.data.held_out import NOTHING_HELD_OUT, HeldOut
 from kws_jax.data.noise import NoiseBank
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import Frontend, create_frontend
@@ -40,6 +41,11 @@ class Setup:
     frontend: Frontend
     mesh: Mesh
 
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """The labels that are words; they come first."""
+        return tuple(w for w in self.labels if w not in (UNKNOWN, SILENCE))
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts(Setup):
@@ -50,6 +56,7 @@ class Parts(Setup):
     background: NoiseBank | None
     noise: dict[str, NoiseBank]
     reference_rms: float
+    held_out: HeldOut = NOTHING_HELD_OUT
 
     def train_batches(
         self, split: Split, stage: ConfigDict, start_step: int, *, stream: int = 0
@@ -182,9 +189,11 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
             clips_per_word=data.clips_per_word,
             seed=data.task_seed,
         )
+    unheard = configs.words(data.unheard_words)
+    held_out.check_unheard(corpus, protocol, configs.keywords(config), unheard)
     unknown = data.unknown_percent
     task = protocols.build_task(
-        corpus,
+        held_out.without(corpus, unheard),
         protocol=protocol,
         keywords=configs.keywords(config),
         unknown_percent=None if unknown < 0 else unknown,
@@ -208,6 +217,7 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         background=_bank(corpus.background.get(TRAIN, ())),
         noise=noise,
         reference_rms=pipeline.median_rms(task.train, keywords),
+        held_out=held_out.collect(corpus, task.labels, unheard),
     )
 
 

@@ -27,6 +27,13 @@ def data() -> ConfigDict:
             # Comma-separated other words that are kept from training and validation,
             # and tested apart from the ordinary unknown; '' is none.
             "unheard_words": "",
+            # Words spoken by espeak-ng that are added to the unknown training clips.
+            "synthetic_unknown": {
+                # Their share of the unknown training clips; 0 is none.
+                "rate": 0.0,
+                # Comma-separated; '' is the built-in list (data/vocabulary.py).
+                "words": "",
+            },
             # For 'custom': share of the keyword clips, per split; a negative value
             # takes all others.
             "unknown_percent": 10.0,

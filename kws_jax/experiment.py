@@ -14,8 +14,9 @@ from rich.console import Console
 
 from kws_jax import config as configs
 from kws_jax.data import pipeline
+from kws_jax.data.conditions import CLEAN
 from kws_jax.errors import UserError
-from kws_jax.evaluation import testing
+from kws_jax.evaluation import false_accepts, testing
 from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
 from kws_jax.report.page import write_report
 from kws_jax.report.terminal import print_detection, print_results, print_summary
@@ -154,7 +155,7 @@ def _parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Par
 
 
 def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any]]:
-    """Tests the best network of the last stage clean and in noise.
+    """Tests the best network of the last stage: clean, in noise, on other words.
 
     With `write`, leaves `evaluation.json` (labels, confusion matrices) and
     `predictions.npz` (the true and the predicted label of each test clip, by condition)
@@ -168,6 +169,15 @@ def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any
         labels=parts.labels,
         noise=parts.noise,
         snr_db=parts.config.evaluation.snr_db,
+    )
+    rows += false_accepts.test_others(
+        network.predict,
+        lambda split: parts.eval_batches(split, CLEAN),
+        parts.held_out,
+        predictions,
+        stage=parts.config.stages[-1].name,
+        labels=parts.labels,
+        keywords=len(parts.keywords),
     )
     if write and jax.process_index() == 0:
         write_json(

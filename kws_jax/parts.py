@@ -16,7 +16,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kws_jax import config as configs
-from kws_jax.data import device, draws, held_out, pipeline, protocols, sources
+from kws_jax.data import (
+    device,
+    draws,
+    held_out,
+    pipeline,
+    protocols,
+    sources,
+    synthetic_unknown,
+)
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import SILENCE, TRAIN, UNKNOWN, Corpus, Recording, Split, Task
 from kws_jax.data.folder import read_noise_folder
@@ -201,10 +209,14 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         silence=data.silence,
         seed=data.task_seed,
     )
+    task, spoken = _with_synthetic_unknown(task, data, unheard, console)
     console.print(
         f"Task: {len(task.labels)} labels; {len(task.train):,} training, "
         f"{len(task.validation):,} validation, {len(task.test):,} test clips"
     )
+    beside = held_out.collect(corpus, task.labels, unheard)
+    if beside.unheard is not None:
+        console.print(beside.unheard.told())
     keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
     noise = _noise_banks(data, corpus.noise)
     return Parts(
@@ -213,11 +225,11 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         frontend=_frontend(config),
         mesh=sharding.data_mesh(),
         task=task,
-        fingerprint=_fingerprint(corpus, noise),
+        fingerprint=_fingerprint(corpus, noise, spoken),
         background=_bank(corpus.background.get(TRAIN, ())),
         noise=noise,
         reference_rms=pipeline.median_rms(task.train, keywords),
-        held_out=held_out.collect(corpus, task.labels, unheard),
+        held_out=beside,
     )
 
 
@@ -259,9 +271,50 @@ def _frontend(config: ConfigDict) -> Frontend:
     return create_frontend(config.frontend.name, **settings)
 
 
-def _fingerprint(corpus: Corpus, noise: Mapping[str, NoiseBank]) -> str:
-    """Changes with the clips, and with the noise that training may hear."""
+def _with_synthetic_unknown(
+    task: Task, data: ConfigDict, unheard: Sequence[str], console: Console
+) -> tuple[Task, Corpus | None]:
+    """The task with synthetic words in its unknown training clips, and these words."""
+    settings = data.synthetic_unknown
+    synthetic_unknown.check_rate(settings.rate)
+    if not settings.rate:
+        return task, None
+    if UNKNOWN not in task.labels:
+        raise UserError(
+            f"config.data.synthetic_unknown.rate = {settings.rate}, but this task has "
+            "no unknown class. Set the rate to 0, or config.data.unknown_percent above "
+            "0."
+        )
+    label = task.labels.index(UNKNOWN)
+    count = synthetic_unknown.clips_for(
+        int((task.train.labels == label).sum()), settings.rate
+    )
+    keywords = [w for w in task.labels if w not in (UNKNOWN, SILENCE)]
+    words = synthetic_unknown.choose_words(
+        configs.words(settings.words), keywords, unheard
+    )
+    with _preparation(console) as progress:
+        spoken = synthetic_unknown.open_words(
+            words,
+            count,
+            seed=data.task_seed,
+            cache_dir=data.cache_dir,
+            progress=progress,
+        )
+    console.print(
+        f"Synthetic unknown words: {count:,} training clips of {len(words)} words"
+    )
+    train = synthetic_unknown.with_words(task.train, spoken, count, label)
+    return dataclasses.replace(task, train=train), spoken
+
+
+def _fingerprint(
+    corpus: Corpus, noise: Mapping[str, NoiseBank], spoken: Corpus | None
+) -> str:
+    """Changes with the clips, and with what else training may hear."""
     digest = hashlib.sha256(corpus.fingerprint.encode())
+    if spoken is not None:
+        digest.update(spoken.fingerprint.encode())
     if SEEN in noise:
         digest.update(noise[SEEN].audio.tobytes())
     return digest.hexdigest()

@@ -82,6 +82,26 @@ def workdir(made, tmp_path, monkeypatch):
     return tmp_path / "work"
 
 
+def test_parts_know_words_that_training_does_not_hear_or_that_are_synthetic(made):
+    parts, _ = made
+    config = parts.config.copy_and_resolve_references()
+    config.data.update(unheard_words="tree", unknown_percent=20.0)
+    config.data.synthetic_unknown.update(rate=0.5, words="lift,stock")
+    other = build_parts(config, Console(quiet=True))
+    assert other.fingerprint != parts.fingerprint
+    assert not [n for n in other.task.train.names.tolist() if n.startswith("tree")]
+    assert other.held_out.unheard.words == ("tree",)
+    # Twice as many unknown clips; validation and test are as they were.
+    recorded = -(-len(KEYWORDS) * 12 * 20 // 100)
+    unknown = (other.task.train.labels == len(KEYWORDS)).sum()
+    assert unknown == 2 * recorded
+    for split in (other.task.validation, other.task.test):
+        assert not [n for n in split.names.tolist() if n.startswith("synthetic")]
+    config.data.update(unknown_percent=0.0, unheard_words="")
+    with pytest.raises(UserError, match="no unknown class"):
+        build_parts(config, Console(quiet=True))
+
+
 def test_a_network_that_hears_everything_misses_nothing(measured):
     rows, workdir = measured
     found = {(r["split"], r["condition"], r["metric"]): r for r in rows}

@@ -40,6 +40,15 @@ class WordClips:
     split: Split
     of_test_speakers: np.ndarray
 
+    def told(self) -> str:
+        """How many words and clips, and how many of speakers that training may hear."""
+        clips, strangers = len(self.split), int(self.of_test_speakers.sum())
+        return (
+            f"Unheard: {len(self.words)} words, {clips:,} clips, {strangers:,} of them "
+            f"of test speakers; in words with fewer than {FEW_CLIPS} of these, all "
+            "speakers count"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from kws_jax.report import detection, text
+from kws_jax.report import detection, false_accepts, text
 from kws_jax.report.page import FILE_NAME
 from kws_jax.report.workdir import Measure, Run, parse_results, read_run
 
@@ -104,6 +104,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "parameters", text.count(parameters.value)
     if macs:
         yield "multiply-adds a clip", text.millions(macs.value)
+    yield from false_accepts.facts(run)
     yield from detection.facts(run)
     seconds = run.seconds()
     if seconds:

@@ -151,6 +151,15 @@ def _parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Par
             f"{', '.join(parts.labels)}. Choose data.keywords and data.protocol so "
             "that they agree, in the same order."
         )
+    heard = set(configs.words(config.data.unheard_words))
+    heard -= set(configs.words(trained.config.data.unheard_words))
+    stored = json.loads((folder / TASK_FILE).read_text())
+    if heard and parts.fingerprint == stored["fingerprint"]:
+        raise UserError(
+            f"data.unheard_words names {', '.join(sorted(heard))}, which were not kept "
+            "from training in this workdir. Train again with them in "
+            "config.data.unheard_words, or leave them out here."
+        )
     return parts
 
 

@@ -219,6 +219,13 @@ def test_the_command_keeps_rows_and_draws_the_report(workdir, made, capsys):
     assert detection.final_test(made[0], workdir, Console(quiet=True)) == rows[1:]
 
 
+def test_words_that_training_heard_are_not_called_unheard_later(made, workdir):
+    config = made[0].config.copy_and_resolve_references()
+    config.data.unheard_words = "tree"
+    with pytest.raises(UserError, match="names tree, which were not kept from"):
+        experiment.evaluate(config, workdir, "")
+
+
 def test_a_report_without_detection_has_no_such_section(made, workdir):
     write_report(workdir)
     assert read_run(workdir).detection is None

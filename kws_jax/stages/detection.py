@@ -138,6 +138,11 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
         rule_of(parts.config),
         parts.config.detection.target_false_alarms_per_hour,
     )
+    if listenings[0].stream.hours * min(*RATES, target or np.inf) < 1 - 1e-9:
+        console.print(
+            "Detection: in so short a stream fewer false alarms an hour than "
+            f"{1 / listenings[0].stream.hours:g} means none at all"
+        )
     stage = parts.config.stages[-1].name
     told: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []

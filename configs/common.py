@@ -24,6 +24,16 @@ def data() -> ConfigDict:
             "builder": "",
             # Comma-separated; protocols that take every word have no use for it.
             "keywords": TEN_KEYWORDS,
+            # Comma-separated other words that are kept from training and validation,
+            # and tested apart from the ordinary unknown; '' is none.
+            "unheard_words": "",
+            # Words spoken by espeak-ng that are added to the unknown training clips.
+            "synthetic_unknown": {
+                # Their share of the unknown training clips; 0 is none.
+                "rate": 0.0,
+                # Comma-separated; '' is the built-in list (data/vocabulary.py).
+                "words": "",
+            },
             # For 'custom': share of the keyword clips, per split; a negative value
             # takes all others.
             "unknown_percent": 10.0,
@@ -274,6 +284,39 @@ def evaluation() -> ConfigDict:
     )
 
 
+def detection() -> ConfigDict:
+    """Continuous audio made of validation and test clips, and how it is listened to."""
+    return ConfigDict(
+        {
+            # Whether the final test measures detection too; `kws_jax.detect` does it at
+            # any time. Few false alarms an hour take hours of audio to be counted,
+            # which costs most of a minute where all other tests take seconds.
+            "final_test": False,
+            # Length of each stream: one of validation clips, and of test clips one
+            # clean and one over each kind of noise at each of snr_db.
+            "hours": 1.0,
+            "keywords_per_hour": 600.0,
+            # Share of the time with a word in it, keyword or other, a second each.
+            "speech_share": 0.3,
+            # Share of the gaps that hold background; the others are silent.
+            "noise_share": 0.5,
+            # Levels in dB of the usual keyword over noise that runs all the time.
+            "snr_db": (10.0,),
+            # Between two windows of a second.
+            "hop_ms": 100.0,
+            # Posteriors are averaged over so much time.
+            "smoothing_ms": 300.0,
+            # A keyword is reported once in so much time.
+            "refractory_ms": 1000.0,
+            # So far outside its second, a keyword still counts as found.
+            "tolerance_ms": 250.0,
+            # The threshold makes at most so many on validation clips.
+            "target_false_alarms_per_hour": 1.0,
+            "seed": 4321,
+        }
+    )
+
+
 def base(name: str) -> ConfigDict:
     """An experiment without stages and without a network."""
     return ConfigDict(
@@ -290,6 +333,7 @@ def base(name: str) -> ConfigDict:
             "data": data(),
             "frontend": mfcc(),
             "evaluation": evaluation(),
+            "detection": detection(),
         }
     )
 

@@ -19,7 +19,8 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 # Fields that may differ when an experiment is taken up again: where things lie and
 # how they are shown, not what is computed.
 _MAY_DIFFER = re.compile(
-    r"data\.(cache_dir|dir|threads|noise_unseen)|log_every_steps|evaluation\..*"
+    r"data\.(cache_dir|dir|threads|noise_unseen)|log_every_steps"
+    r"|(evaluation|detection)\..*"
 )
 
 
@@ -73,9 +74,14 @@ def _find(config: Any, path: str, flag: str) -> None:
         here, done = here[part], f"{done}.{part}"
 
 
+def words(text: str) -> tuple[str, ...]:
+    """The words of a comma-separated string."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def keywords(config: ConfigDict) -> tuple[str, ...]:
     """`config.data.keywords`, a comma-separated string, as words."""
-    return tuple(w.strip() for w in config.data.keywords.split(",") if w.strip())
+    return words(config.data.keywords)
 
 
 def check(config: ConfigDict) -> None:

@@ -14,12 +14,13 @@ from rich.console import Console
 
 from kws_jax import config as configs
 from kws_jax.data import pipeline
+from kws_jax.data.conditions import CLEAN
 from kws_jax.errors import UserError
-from kws_jax.evaluation import testing
+from kws_jax.evaluation import false_accepts, testing
 from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
 from kws_jax.report.page import write_report
-from kws_jax.report.terminal import print_results, print_summary
-from kws_jax.stages import dispatch, feeding, networks
+from kws_jax.report.terminal import print_detection, print_results, print_summary
+from kws_jax.stages import detection, dispatch, feeding, networks
 from kws_jax.training.checkpoints import saving, write_json, write_text
 
 
@@ -39,6 +40,7 @@ def run(
     check_workdir(config, folder)
     parts = build_parts(config, console)
     dispatch.check(parts, folder)
+    detection.check(parts)
     claim_workdir(parts, folder)
     if jax.process_index() == 0:
         write_json(folder / "command.json", list(arguments))
@@ -47,6 +49,7 @@ def run(
     for index in range(len(config.stages)):
         rows += dispatch.run(parts, index, folder)
     rows += final_test(parts, folder, write=True)
+    rows += detection.final_test(parts, folder, console)
     if jax.process_index() == 0:
         write_json(folder / "results.json", rows)
         with saving(folder / "report.html"):
@@ -102,14 +105,7 @@ def evaluate(config: ConfigDict, folder: Path, output: str) -> list[dict[str, An
     """
     console = Console(highlight=False)
     logging.set_verbosity(logging.ERROR)
-    trained = load_setup(folder)
-    parts = build_parts(config, console)
-    if parts.labels != trained.labels:
-        raise UserError(
-            f"The network knows the labels {', '.join(trained.labels)}; this data has "
-            f"{', '.join(parts.labels)}. Choose data.keywords and data.protocol so "
-            "that they agree, in the same order."
-        )
+    parts = _parts_of_trained(config, folder, console)
     rows = final_test(parts, folder, write=False)
     if jax.process_index() == 0:
         print_results(rows, console)
@@ -118,8 +114,57 @@ def evaluate(config: ConfigDict, folder: Path, output: str) -> list[dict[str, An
     return rows
 
 
+def detect(config: ConfigDict, folder: Path) -> None:
+    """Measures the trained network of `folder` on continuous audio of its data.
+
+    Writes `detection.json` with the threshold, puts the rows into `results.json` in
+    place of former ones, and draws the report anew.
+
+    Raises:
+      UserError: where the data has other labels than the network, or its clips make no
+        such audio.
+    """
+    console = Console(highlight=False)
+    logging.set_verbosity(logging.ERROR)
+    parts = _parts_of_trained(config, folder, console)
+    rows = detection.measure(parts, folder, console)
+    results = folder / "results.json"
+    if not results.exists():
+        raise UserError(
+            f"{folder} holds no results.json: its final test has not been run. Run "
+            "kws_jax.main with this --workdir first."
+        )
+    kept = [row for row in json.loads(results.read_text()) if not detection.is_row(row)]
+    write_json(results, kept + rows)
+    with saving(folder / "report.html"):
+        write_report(folder)
+    print_detection(folder, console)
+
+
+def _parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Parts:
+    """The parts of `config`, if its labels are those of the network in `folder`."""
+    trained = load_setup(folder)
+    parts = build_parts(config, console)
+    if parts.labels != trained.labels:
+        raise UserError(
+            f"The network knows the labels {', '.join(trained.labels)}; this data has "
+            f"{', '.join(parts.labels)}. Choose data.keywords and data.protocol so "
+            "that they agree, in the same order."
+        )
+    heard = set(configs.words(config.data.unheard_words))
+    heard -= set(configs.words(trained.config.data.unheard_words))
+    stored = json.loads((folder / TASK_FILE).read_text())
+    if heard and parts.fingerprint == stored["fingerprint"]:
+        raise UserError(
+            f"data.unheard_words names {', '.join(sorted(heard))}, which were not kept "
+            "from training in this workdir. Train again with them in "
+            "config.data.unheard_words, or leave them out here."
+        )
+    return parts
+
+
 def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any]]:
-    """Tests the best network of the last stage clean and in noise.
+    """Tests the best network of the last stage: clean, in noise, on other words.
 
     With `write`, leaves `evaluation.json` (labels, confusion matrices) and
     `predictions.npz` (the true and the predicted label of each test clip, by condition)
@@ -134,6 +179,15 @@ def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any
         noise=parts.noise,
         snr_db=parts.config.evaluation.snr_db,
         far=parts.test_rooms is not None,
+    )
+    rows += false_accepts.test_others(
+        network.predict,
+        lambda split: parts.eval_batches(split, CLEAN),
+        parts.held_out,
+        predictions,
+        stage=parts.config.stages[-1].name,
+        labels=parts.labels,
+        keywords=len(parts.keywords),
     )
     if write and jax.process_index() == 0:
         write_json(

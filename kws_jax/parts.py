@@ -16,7 +16,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kws_jax import config as configs
-from kws_jax.data import device, draws, pipeline, protocols, rooms, sources
+from kws_jax.data import (
+    device,
+    draws,
+    held_out,
+    pipeline,
+    protocols,
+    rooms,
+    sources,
+    synthetic_unknown,
+)
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import (
     SILENCE,
@@ -28,6 +37,7 @@ from kws_jax.data.corpus import (
     Split,
     Task,
 )
+from kws_jax.data.held_out import NOTHING_HELD_OUT, HeldOut
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.noise_folder import SEEN, UNSEEN, open_noise
 from kws_jax.data.rooms import RoomBank
@@ -48,6 +58,11 @@ class Setup:
     labels: tuple[str, ...]
     frontend: Frontend
     mesh: Mesh
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """The labels that are words; they come first."""
+        return tuple(w for w in self.labels if w not in (UNKNOWN, SILENCE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +85,7 @@ class Parts(Setup):
     training_noise: NoiseBank | None = None
     training_rooms: RoomBank | None = None
     test_rooms: RoomBank | None = None
+    held_out: HeldOut = NOTHING_HELD_OUT
 
     @functools.cached_property
     def _programs(self) -> dict[Hashable, Any]:
@@ -237,9 +253,11 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
             clips_per_word=data.clips_per_word,
             seed=data.task_seed,
         )
+    unheard = configs.words(data.unheard_words)
+    held_out.check_unheard(corpus, protocol, configs.keywords(config), unheard)
     unknown = data.unknown_percent
     task = protocols.build_task(
-        corpus,
+        held_out.without(corpus, unheard),
         protocol=protocol,
         keywords=configs.keywords(config),
         unknown_percent=None if unknown < 0 else unknown,
@@ -247,10 +265,14 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         silence=data.silence,
         seed=data.task_seed,
     )
+    task, spoken = _with_synthetic_unknown(task, data, unheard, console)
     console.print(
         f"Task: {len(task.labels)} labels; {len(task.train):,} training, "
         f"{len(task.validation):,} validation, {len(task.test):,} test clips"
     )
+    beside = held_out.collect(corpus, task.labels, unheard)
+    if beside.unheard is not None:
+        console.print(beside.unheard.told())
     keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
     training_noise, noise = open_noise(
         {SEEN: data.noise_seen, UNSEEN: data.noise_unseen},
@@ -272,13 +294,16 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         frontend=_frontend(config),
         mesh=sharding.data_mesh(),
         task=task,
-        fingerprint=_fingerprint(corpus, training_noise, heard_rooms.get(TRAIN)),
+        fingerprint=_fingerprint(
+            corpus, spoken, training_noise, heard_rooms.get(TRAIN)
+        ),
         background=_bank(corpus.background.get(TRAIN, ())),
         noise=noise,
         reference_rms=pipeline.median_rms(task.train, keywords),
         training_noise=training_noise,
         training_rooms=heard_rooms.get(TRAIN),
         test_rooms=heard_rooms.get(TEST),
+        held_out=beside,
     )
 
 
@@ -320,11 +345,53 @@ def _frontend(config: ConfigDict) -> Frontend:
     return create_frontend(config.frontend.name, **settings)
 
 
+def _with_synthetic_unknown(
+    task: Task, data: ConfigDict, unheard: Sequence[str], console: Console
+) -> tuple[Task, Corpus | None]:
+    """The task with synthetic words in its unknown training clips, and these words."""
+    settings = data.synthetic_unknown
+    synthetic_unknown.check_rate(settings.rate)
+    if not settings.rate:
+        return task, None
+    if UNKNOWN not in task.labels:
+        raise UserError(
+            f"config.data.synthetic_unknown.rate = {settings.rate}, but this task has "
+            "no unknown class. Set the rate to 0, or config.data.unknown_percent above "
+            "0."
+        )
+    label = task.labels.index(UNKNOWN)
+    count = synthetic_unknown.clips_for(
+        int((task.train.labels == label).sum()), settings.rate
+    )
+    keywords = [w for w in task.labels if w not in (UNKNOWN, SILENCE)]
+    words = synthetic_unknown.choose_words(
+        configs.words(settings.words), keywords, unheard
+    )
+    with _preparation(console) as progress:
+        spoken = synthetic_unknown.open_words(
+            words,
+            count,
+            seed=data.task_seed,
+            cache_dir=data.cache_dir,
+            progress=progress,
+        )
+    console.print(
+        f"Synthetic unknown words: {count:,} training clips of {len(words)} words"
+    )
+    train = synthetic_unknown.with_words(task.train, spoken, count, label)
+    return dataclasses.replace(task, train=train), spoken
+
+
 def _fingerprint(
-    corpus: Corpus, noise: NoiseBank | None, heard_rooms: RoomBank | None
+    corpus: Corpus,
+    spoken: Corpus | None,
+    noise: NoiseBank | None,
+    heard_rooms: RoomBank | None,
 ) -> str:
     """Changes with the clips, and with the noise and rooms that training may hear."""
     digest = hashlib.sha256(corpus.fingerprint.encode())
+    if spoken is not None:
+        digest.update(spoken.fingerprint.encode())
     if noise is not None:
         digest.update(noise.audio.tobytes())
     if heard_rooms is not None:

@@ -278,6 +278,8 @@ runpy.run_module(program, run_name="__main__")
         ("evaluate", [], "--workdir=DIR"),
         ("predict", ["--workdir=configs", "x.wav"], "--workdir=configs holds no exp"),
         ("predict", ["--workdir=configs"], "at least one audio file"),
+        ("detect", ["--workdir=configs"], "--workdir=configs holds no experiment"),
+        ("detect", ["--audio=x.wav"], "--workdir=DIR"),
     ],
 )
 def test_programs_end_with_one_message_and_without_jax(program, arguments, message):

@@ -1,6 +1,7 @@
 """Audio files of any kind as int16 mono at 16 kHz."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -107,6 +108,77 @@ def _decode(file: str | BinaryIO, name: str) -> tuple[np.ndarray, int]:
     if not np.isfinite(audio).all():
         raise CorruptAudioError(name, "some samples are not finite numbers")
     return audio, rate
+
+
+def seconds_of(path: str | os.PathLike[str]) -> float:
+    """Length of an audio file.
+
+    Raises:
+      CorruptAudioError: the file is missing, empty, damaged or no audio.
+    """
+    try:
+        os.stat(path)
+        return float(soundfile.info(str(path)).duration)
+    except OSError as error:
+        raise CorruptAudioError(str(path), str(error.strerror)) from error
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise CorruptAudioError(
+            str(path), getattr(error, "error_string", str(error))
+        ) from error
+
+
+def audio_blocks(
+    path: str | os.PathLike[str], seconds: float = 10.0
+) -> Iterator[np.ndarray]:
+    """A long recording in pieces of about `seconds`: int16 [n], mono, at 16 kHz.
+
+    As `read_audio`, but no more than a piece is in memory.
+
+    Raises:
+      CorruptAudioError: the file is missing, empty, damaged or no audio.
+    """
+    name = str(path)
+    try:
+        announced, there = _wav_bytes(name)
+        if announced > there:
+            raise CorruptAudioError(
+                name, f"it ends after {there} of {announced} bytes of audio"
+            )
+        with soundfile.SoundFile(name) as sound:
+            if not sound.frames:
+                raise CorruptAudioError(name, "it holds no samples")
+            yield from _resampled(sound, max(1, round(seconds * sound.samplerate)))
+    except OSError as error:
+        raise CorruptAudioError(name, str(error.strerror)) from error
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise CorruptAudioError(
+            name, getattr(error, "error_string", str(error))
+        ) from error
+
+
+def _resampled(sound: soundfile.SoundFile, frames: int) -> Iterator[np.ndarray]:
+    """The rest of an open file, `frames` of it at a time."""
+    rate = sound.samplerate
+    stream = None
+    if rate != SAMPLE_RATE:
+        stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+    exact = sound.subtype == "PCM_16"
+    done = 0
+    while done < sound.frames:
+        piece = sound.read(
+            frames, dtype="int16" if exact else "float32", always_2d=True
+        )
+        if not len(piece):
+            raise CorruptAudioError(
+                sound.name, f"it ends after {done} of {sound.frames} samples"
+            )
+        if not np.isfinite(piece).all():
+            raise CorruptAudioError(sound.name, "some samples are not finite numbers")
+        done += len(piece)
+        mono = piece.mean(axis=1, dtype=np.float32) * (1.0 if exact else 2.0**15)
+        if stream is not None:
+            mono = stream.resample_chunk(mono, last=done >= sound.frames)
+        yield np.clip(np.rint(mono), -(2**15), 2**15 - 1).astype(np.int16)
 
 
 def _wav_bytes(file: str | BinaryIO) -> tuple[int, int]:

@@ -76,6 +76,29 @@ class Split:
             origin=positions if self.origin is None else self.origin[positions],
         )
 
+    def joined(self, other: "Split") -> "Split":
+        """These clips, then those of `other`, under the name of this split."""
+        here = len(self)
+
+        def read(positions: np.ndarray) -> np.ndarray:
+            rows = np.asarray(positions, np.int64)
+            audio = np.empty((len(rows), CLIP_SAMPLES), np.int16)
+            for split, chosen, first in (
+                (self, rows < here, 0),
+                (other, rows >= here, here),
+            ):
+                if chosen.any():
+                    audio[chosen] = split.read(rows[chosen] - first)
+            return audio
+
+        return Split(
+            name=self.name,
+            labels=np.concatenate([self.labels, other.labels]),
+            names=np.concatenate([self.names, other.names]),
+            speakers=np.concatenate([self.speakers, other.speakers]),
+            read=read,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:

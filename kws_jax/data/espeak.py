@@ -4,8 +4,8 @@ espeak-ng keeps the phase of its oscillators and its random numbers from one wor
 next, and is one per process. So `speak` runs a fresh child process that says all its
 words in order: the same requests give the same samples, whatever was said before. The
 child is this module run as a program (`python -m kws_jax.data.espeak`): requests as
-JSON on its standard input, and for each one a 4-byte length and int16 samples on its
-output.
+JSON on its standard input, and for each one a 4-byte length and the answer on its
+output, int16 samples or the text of phonemes.
 """
 
 import ctypes
@@ -31,6 +31,8 @@ _PACKAGE = "espeakng-loader"
 _SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1
 _PARAMETERS = {"rate": 1, "pitch": 3, "pitch_range": 4}
 _LENGTH = struct.Struct("<I")
+# What espeak-ng writes for main, secondary and no stress, and around a word.
+_STRESS = str.maketrans("", "", "',%= \n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,24 +77,41 @@ def speak(utterances: Sequence[Utterance]) -> Iterator[np.ndarray]:
     Raises:
       UserError: espeak-ng cannot be loaded, or does not know a voice.
     """
+    for answer in _ask([dataclasses.asdict(u) for u in utterances]):
+        yield np.frombuffer(answer, "<i2")
+
+
+def pronounce(words: Sequence[str], accents: Sequence[str]) -> list[list[str]]:
+    """The phonemes of each word in each accent, without stress: [accents][words].
+
+    Raises:
+      UserError: espeak-ng cannot be loaded, or does not know an accent.
+    """
+    requests = [{"spell": word, "accent": a} for a in accents for word in words]
+    answers = [answer.decode().translate(_STRESS) for answer in _ask(requests)]
+    return [answers[i : i + len(words)] for i in range(0, len(answers), len(words))]
+
+
+def _ask(requests: Sequence[dict[str, Any]]) -> Iterator[bytes]:
+    """The answers of a child process to the requests, in order."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     with (
-        tempfile.TemporaryFile() as requests,
+        tempfile.TemporaryFile() as asked,
         tempfile.TemporaryFile() as messages,
     ):
-        requests.write(json.dumps([dataclasses.asdict(u) for u in utterances]).encode())
-        requests.seek(0)
+        asked.write(json.dumps(requests).encode())
+        asked.seek(0)
         with subprocess.Popen(
             [sys.executable, "-m", "kws_jax.data.espeak"],
-            stdin=requests,
+            stdin=asked,
             stdout=subprocess.PIPE,
             stderr=messages,
             env={**os.environ, "PYTHONPATH": path},
         ) as child:
             assert child.stdout is not None
             try:
-                for _ in utterances:
+                for _ in requests:
                     yield _receive(child.stdout)
             except EOFError as error:
                 child.wait()
@@ -103,7 +122,7 @@ def speak(utterances: Sequence[Utterance]) -> Iterator[np.ndarray]:
                 child.kill()
 
 
-def _receive(stream: IO[bytes]) -> np.ndarray:
+def _receive(stream: IO[bytes]) -> bytes:
     header = stream.read(_LENGTH.size)
     if len(header) < _LENGTH.size:
         raise EOFError
@@ -111,7 +130,7 @@ def _receive(stream: IO[bytes]) -> np.ndarray:
     data = stream.read(size)
     if len(data) < size:
         raise EOFError
-    return np.frombuffer(data, "<i2")
+    return data
 
 
 def _unusable(reason: str) -> UserError:
@@ -167,6 +186,18 @@ class _Library:
             raise ValueError(f"it cannot say {request['text']!r}")
         return b"".join(self._pieces)
 
+    def spell(self, request: dict[str, Any]) -> bytes:
+        """The phonemes of a text."""
+        if self._library.espeak_SetVoiceByName(request["accent"].encode()):
+            raise ValueError(f"it has no voice {request['accent']!r}")
+        translate = self._library.espeak_TextToPhonemes
+        translate.restype = ctypes.c_char_p
+        rest = ctypes.c_char_p(request["spell"].encode())
+        clauses = []
+        while rest.value is not None:
+            clauses.append(translate(ctypes.byref(rest), _UTF8, 0) or b"")
+        return b" ".join(clauses)
+
 
 def _serve() -> None:
     """The child process: says what standard input asks for."""
@@ -177,8 +208,9 @@ def _serve() -> None:
     try:
         library = _Library()
         for request in requests:
-            samples = library.say(request)
-            output.write(_LENGTH.pack(len(samples)) + samples)
+            answer = library.spell if "spell" in request else library.say
+            content = answer(request)
+            output.write(_LENGTH.pack(len(content)) + content)
         output.flush()
     except (AttributeError, ImportError, OSError, ValueError) as error:
         output.flush()

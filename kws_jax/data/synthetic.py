@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -147,6 +147,37 @@ def synthesize_corpus(
     return store.open_store(path)
 
 
+def training_clips(
+    counts: dict[str, int], seed: int, progress: store.Progress | None = None
+) -> Iterator[store.Clip]:
+    """Clips of words in the training voices that `synthesize_corpus` has for `seed`.
+
+    Args:
+      counts: how many clips of each word.
+      seed: integer; the same counts and seed give the same samples.
+      progress: called with (clips done, all clips).
+
+    Raises:
+      UserError: a word that cannot be said, or espeak-ng is not usable.
+    """
+    check_words(counts)
+    streams = np.random.SeedSequence(seed % 2**64).spawn(3)
+    rngs = [np.random.default_rng(stream) for stream in streams]
+    plan = _plan(counts, rngs[0], splits=(TRAIN,))
+    for clip, sound in zip(plan, _render(plan, rngs[1], progress)):
+        yield clip.name, clip.word, clip.speaker, clip.split, sound
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Raises UserError for what is no English word in letters."""
+    for word in words:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z' -]*", word):
+            raise UserError(
+                f"The word {word!r} cannot be said: synthetic speech takes English"
+                " words written in the letters a to z."
+            )
+
+
 def divide_voices(rng: np.random.Generator) -> dict[str, list[str]]:
     """The voices of each split: a random division by `VOICE_SHARES`."""
     voices = rng.permutation(VOICES).tolist()
@@ -155,11 +186,15 @@ def divide_voices(rng: np.random.Generator) -> dict[str, list[str]]:
     return {s: voices[a:b] for s, a, b in zip(VOICE_SHARES, begins, borders.tolist())}
 
 
-def _plan(counts: dict[str, int], rng: np.random.Generator) -> list[_Clip]:
-    """All clips, given the number of training clips of each word."""
+def _plan(
+    counts: dict[str, int],
+    rng: np.random.Generator,
+    splits: Sequence[str] = SPLITS,
+) -> list[_Clip]:
+    """All clips of `splits`, given the number of training clips of each word."""
     voices = divide_voices(rng)
     plan = []
-    for split in SPLITS:
+    for split in splits:
         speakers = [
             (voice, accent, pitch)
             for voice in voices[split]
@@ -245,9 +280,4 @@ def _check(words: Sequence[str], others: Sequence[str], clips_per_word: int) -> 
             "Synthetic speech needs at least one keyword, and one other word that is"
             " not a keyword."
         )
-    for word in (*words, *others):
-        if not re.fullmatch(r"[A-Za-z][A-Za-z' -]*", word):
-            raise UserError(
-                f"The word {word!r} cannot be said: synthetic speech takes English"
-                " words written in the letters a to z."
-            )
+    check_words((*words, *others))

@@ -79,20 +79,21 @@ def test_network(
         probabilities, truth = predict_split(predict, batches(condition, bank))
         predicted = probabilities.argmax(-1).astype(np.int32)
         predictions["label"], predictions[name] = truth, predicted
-        rows.append(_share(stage, name, "accuracy", predicted == truth))
+        rows.append(share_row(stage, name, "accuracy", predicted == truth))
         confusion[name] = metrics.confusion_matrix(
             truth, predicted, len(labels)
         ).tolist()
         if name == "clean":
             for index, label in enumerate(labels):
                 right = predicted[truth == index] == index
-                rows.append(_share(stage, name, f"recall/{label}", right))
+                rows.append(share_row(stage, name, f"recall/{label}", right))
     return rows, confusion, predictions
 
 
-def _share(
+def share_row(
     stage: str, condition: str, metric: str, right: np.ndarray
 ) -> dict[str, Any]:
+    """The share of test clips for which `right` (bool [n]) holds, with its interval."""
     hits, count = int(right.sum()), len(right)
     return metrics.result(
         stage,

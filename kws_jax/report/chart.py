@@ -75,13 +75,14 @@ class Chart:
         size: tuple[int, int] = (560, 330),
         margins: tuple[int, int, int, int] = (12, 14, 40, 50),
         log_y: bool = False,
+        log_x: bool = False,
     ):
         """`margins`: top, right, bottom, left."""
         top, right, bottom, left = margins
         self.label, (self.width, self.height) = label, size
         self.left, self.right = left, self.width - right
         self.top, self.bottom = top, self.height - bottom
-        self.x = Scale(*x, self.left, self.right)
+        self.x = Scale(*x, self.left, self.right, log=log_x)
         self.y = Scale(*y, self.bottom, self.top, log=log_y)
         self._parts: list[Markup] = []
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from kws_jax.report import noise, plots, tables, text
+from kws_jax.report import detection, false_accepts, noise, plots, tables, text
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.network_drawing import draw_network
 from kws_jax.report.style import CSS
@@ -156,6 +156,24 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
         "Recall of each word",
         "The share of a word’s test clips that was recognised, with its 95 % interval.",
         plots.recall,
+    ),
+    (
+        "others",
+        "What is no keyword",
+        "The share of clips without a keyword that are taken for one. Words that "
+        "training never hears are those of config.data.unheard_words; of a word with "
+        "fewer than twenty clips of test speakers the clips of all speakers count, "
+        "some of whom training hears say other words.",
+        false_accepts.section,
+    ),
+    (
+        "detection",
+        "Keywords in continuous audio",
+        "On streams of test clips, background and silence, at every threshold: the "
+        "share of the keywords that is missed, against false alarms an hour. Further "
+        "down and to the left is better. What lies at the left edge was measured "
+        "without a single false alarm; at the lower edge nothing was missed.",
+        detection.section,
     ),
     (
         "network",

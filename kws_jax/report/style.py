@@ -53,6 +53,7 @@ text.name{font-weight:600}
 .line,.tap{stroke:var(--c)}.dot,.band,.tap{fill:var(--c)}text.name{fill:var(--c)}
 .line.clean{stroke-dasharray:7 4}
 .line.squeeze{stroke-dasharray:5 3}.line.chosen{stroke-width:4}
+.line.bold{stroke-width:3.4}.line.each{stroke-width:1.1;opacity:.75}
 .multiples .line.train{stroke-width:1.4}
 .multiples .line{stroke-width:1.6}.multiples .line.chosen{stroke-width:3.6}
 .wire{stroke:var(--ink);stroke-width:1.6;fill:none}

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from kws_jax.report import noise, text
+from kws_jax.report import detection, false_accepts, noise, text
 from kws_jax.report.page import FILE_NAME
 from kws_jax.report.workdir import CLEAN, FAR, Measure, Run, parse_results, read_run
 
@@ -58,6 +58,18 @@ def print_results(
     _print(run, console or Console())
 
 
+def print_detection(workdir: str | Path, console: Console | None = None) -> None:
+    """Prints what was measured on continuous audio, and where the report is.
+
+    Raises:
+      UserError: the workdir's files are missing or cannot be read.
+    """
+    console, run = console or Console(), read_run(workdir)
+    for fact, value in detection.facts(run):
+        _print_fact(fact, value, console)
+    _print_fact("report", str(Path(workdir) / FILE_NAME), console)
+
+
 def _print(run: Run, console: Console) -> None:
     name = run.config.get("name")
     table = Table(title=Text(str(name), style="bold") if name else None)
@@ -99,6 +111,8 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "parameters", text.count(parameters.value)
     if macs:
         yield "multiply-adds a clip", text.millions(macs.value)
+    yield from false_accepts.facts(run)
+    yield from detection.facts(run)
     seconds = run.seconds()
     if seconds:
         stages = ", ".join(f"{m.stage} {text.duration(m.value)}" for m in seconds)

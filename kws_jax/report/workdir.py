@@ -41,6 +41,7 @@ class Run:
       architecture: the lines of architecture.jsonl, one per (stage, step).
       genotype: genotype.json of a searched network.
       evaluation: evaluation.json: labels and confusion matrices.
+      detection: detection.json: thresholds, and the errors on continuous audio.
       arguments: command.json: what kws_jax.main was started with, the workdir left out.
     """
 
@@ -51,6 +52,7 @@ class Run:
     architecture: Sequence[Mapping[str, Any]] = ()
     genotype: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] | None = None
+    detection: Mapping[str, Any] | None = None
     arguments: Sequence[str] = ()
 
     @property
@@ -144,6 +146,7 @@ def read_run(workdir: str | Path) -> Run:
         architecture=_read_lines(workdir / "architecture.jsonl", ("stage", "step")),
         genotype=_read_genotype(workdir / "genotype.json"),
         evaluation=_read_json(workdir / "evaluation.json"),
+        detection=_read_json(workdir / "detection.json"),
         arguments=tuple(_read_json(workdir / "command.json") or ()),
     )
 

@@ -1,0 +1,172 @@
+"""Keywords in continuous audio: `python -m kws_jax.detect --workdir=W`.
+
+Makes long streams of the experiment's validation and test clips, chooses a threshold on
+the former, measures false rejects against false alarms per hour on the latter, and
+keeps both in the workdir (`detection.json`, `results.json`, the report).
+`--detection.FIELD=VALUE` and `--data.FIELD=VALUE` change the streams and the data.
+
+With `--audio=FILE` it listens to that recording instead and prints one JSON line for
+each keyword that it hears: time (seconds, the middle of what was heard), keyword,
+score. With `--labels=FILE`, lines of start_seconds,end_seconds,word, it also tells
+which of them are right, and the errors in all.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from kws_jax import command_line, runtime
+from kws_jax import config as configs
+from kws_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished experiment.")
+_AUDIO = flags.DEFINE_string("audio", "", "A recording of any length to listen to.")
+_LABELS = flags.DEFINE_string("labels", "", "File of start_seconds,end_seconds,word.")
+_THRESHOLD = flags.DEFINE_string(
+    "threshold",
+    "common",
+    "With --audio: 'common' (the workdir's, at which all keywords together make the "
+    "wanted false alarms), 'each' (at which each keyword alone does), or a number.",
+)
+_GROUPS = ("data", "detection")
+_STORED = ("common", "each")
+
+
+def _define_overrides(argv: list[str]) -> None:
+    """Makes flags of the stored config's groups, once the workdir is known."""
+    workdir = command_line.value_of("workdir", argv)
+    if not workdir:
+        return
+    stored = configs.load_workdir(Path(workdir))
+    if "detection" not in stored:
+        raise UserError(
+            f"--workdir={workdir} was made by an earlier version, which knew no "
+            "detection. Run its experiment again in a new workdir."
+        )
+    stated = command_line.value_of("threshold", argv) or "common"
+    changes = [a for a in argv if a.lstrip("-").startswith("detection.")]
+    if command_line.value_of("audio", argv) and changes and stated in _STORED:
+        raise UserError(
+            f"{changes[0]}: the stored threshold goes with the settings that it was "
+            "chosen for. Measure again with yours, without --audio, or give "
+            "--threshold a number."
+        )
+    for group in _GROUPS:
+        configs.check_overrides(stored, argv, group)
+        config_flags.DEFINE_config_dict(group, stored[group])
+
+
+def main(argv: list[str]) -> None:
+    """Checks the flags, then measures or listens."""
+    if argv[1:]:
+        raise UserError(f"Unexpected arguments {argv[1:]}; all options begin with --.")
+    if not _WORKDIR.value:
+        raise UserError("Give --workdir=DIR, the folder of a finished experiment.")
+    folder = Path(_WORKDIR.value)
+    config = configs.load_workdir(folder)
+    for group in _GROUPS:
+        config[group] = flags.FLAGS[group].value
+    configs.check(config)
+    if not _AUDIO.value and (_LABELS.value or _THRESHOLD.value != "common"):
+        raise UserError("--labels and --threshold go with --audio=FILE; give that too.")
+    runtime.configure(config.data.cache_dir)
+    logging.set_verbosity(logging.ERROR)
+    if not _AUDIO.value:
+        from kws_jax import experiment
+
+        experiment.detect(config, folder)
+        return
+    answers = listen(config, folder, _AUDIO.value, _LABELS.value, _THRESHOLD.value)
+    for answer in answers:
+        print(json.dumps(answer), flush=True)
+
+
+def listen(
+    config: ConfigDict, folder: Path, audio: str, labels: str, threshold: str
+) -> Iterator[dict[str, Any]]:
+    """The keywords in a recording, in order of time; then, with labels, the errors.
+
+    Raises:
+      UserError: for a recording, labels or a threshold that cannot be used.
+    """
+    from kws_jax.data.audio_files import audio_blocks, seconds_of
+    from kws_jax.data.time_labels import read_spoken
+    from kws_jax.evaluation import detection as counting
+    from kws_jax.evaluation.windows import posteriors
+    from kws_jax.parts import load_setup
+    from kws_jax.stages import detection, dispatch
+
+    setup = load_setup(folder)
+    thresholds, rule = chosen_thresholds(config, folder, threshold, setup.keywords)
+    seconds = seconds_of(audio)
+    spoken = None
+    if labels:
+        spoken = read_spoken(
+            Path(labels), seconds=seconds, labels=setup.labels, keywords=setup.keywords
+        )
+    ask = detection.probabilities(setup, dispatch.finished_network(setup, folder))
+    heard = counting.heard(
+        posteriors(ask, audio_blocks(audio), rule.hop),
+        setup.labels,
+        setup.keywords,
+        rule,
+    )
+    events = counting.events(heard, spoken, thresholds, rule)
+    for event in events:
+        told = {
+            "time": round(event.time, 3),
+            "keyword": event.word,
+            "score": round(event.score, 6),
+        }
+        yield told if spoken is None else told | {"right": event.right}
+    if spoken is not None:
+        said = sum(word in setup.keywords for word in spoken.words)
+        right = sum(event.right for event in events)
+        curve = counting.curves(heard, spoken, rule)[""]
+        hours = seconds / 3600
+        yield {
+            "keywords": said,
+            "hours": round(hours, 6),
+            "false_reject_rate": round((said - right) / said, 6),
+            "false_alarms_per_hour": round((len(events) - right) / hours, 6),
+        } | {
+            f"frr@{rate:g}fa/h": round(float(curve.misses[curve.at(rate)]) / said, 6)
+            for rate in detection.RATES
+        }
+
+
+def chosen_thresholds(
+    config: ConfigDict, folder: Path, threshold: str, keywords: tuple[str, ...]
+) -> tuple[dict[str, float], Any]:
+    """The threshold of each keyword, and the rule that it was chosen for.
+
+    Raises:
+      UserError: a threshold that is neither a number in 0 … 1 nor stored.
+    """
+    from kws_jax.evaluation.detection import Rule
+    from kws_jax.stages import detection
+
+    if threshold in _STORED:
+        stored = detection.load(folder)
+        common = dict.fromkeys(keywords, stored["threshold"])
+        chosen = common if threshold == "common" else stored["thresholds"]
+        return chosen, Rule(**stored["rule"])
+    try:
+        value = float(threshold)
+    except ValueError:
+        value = np.nan
+    if not 0 < value <= 1:
+        raise UserError(
+            f"--threshold={threshold}: give 'common', 'each', or a number above 0, at "
+            "most 1."
+        )
+    return dict.fromkeys(keywords, value), detection.rule_of(config)
+
+
+if __name__ == "__main__":
+    command_line.run(main, _define_overrides)

@@ -1,0 +1,154 @@
+"""The part of the report on continuous audio: DET curves and the stored threshold."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from kws_jax.report import text
+from kws_jax.report.chart import Chart, Point, path_of
+from kws_jax.report.markup import Markup, join, tag
+from kws_jax.report.workdir import CLEAN, Run
+
+_HEADS = ("stream", "hours", "keywords", "missed", "false alarms an hour")
+
+
+def facts(run: Run) -> Iterator[tuple[str, str]]:
+    """A line for the terminal: false rejects at one and at ten false alarms an hour."""
+    shown = [
+        f"{text.percent(measure.value)} missed at {text.plural(rate, 'false alarm')} "
+        "an hour"
+        for rate in (1, 10)
+        if (measure := run.find(f"frr@{rate}fa/h"))
+    ]
+    if shown:
+        yield "detection in continuous audio", ", ".join(shown)
+
+
+def section(run: Run) -> Markup | None:
+    """The DET curve of all keywords and of each, clean, and what the threshold does."""
+    if not run.detection:
+        return None
+    streams = run.detection["streams"]
+    tests = [s for s in streams if s["split"] == "test"]
+    clean = [s for s in tests if s["condition"] == CLEAN]
+    return join(
+        [
+            _det(clean[0]["curves"], float(clean[0]["hours"])) if clean else None,
+            _threshold_note(run.detection),
+            _table(streams),
+        ]
+    )
+
+
+def _det(curves: Mapping[str, Any], hours: float) -> Markup:
+    """False rejects over false alarms an hour, both by their logarithm."""
+    pooled = curves[""]
+    # Half of one: where the logarithm of none would be.
+    none_alarms = 0.5 / hours
+    none_missed = 0.5 / pooled["references"]
+    most = max(20.0, 200 * none_alarms)
+    words = [word for word in curves if word]
+    stairs = {
+        word: _steps(curve, hours, none_alarms, none_missed, most)
+        for word, curve in curves.items()
+    }
+    lowest = min(share for points in stairs.values() for _, share in points)
+    chart = Chart(
+        "False rejects against false alarms an hour",
+        x=(none_alarms, most),
+        y=(0.8 * lowest, 1.0),
+        margins=(12, 100, 46, 62),
+        log_y=True,
+        log_x=True,
+    )
+    chart.y_axis(lambda v: f"{100 * v:g} %")
+    for value in chart.x.ticks(5):
+        x = chart.x(value)
+        chart.add(tag("path", class_="grid", d=f"M{x:.1f} {chart.top}V{chart.bottom}"))
+    chart.x_axis("false alarms an hour")
+    ends: list[tuple[float, str, str]] = []
+    # The pooled curve last, so that it lies above the others.
+    for word in [*words, ""]:
+        curve, style = curves[word], _style(word, words)
+        points = stairs[word]
+        name = word or "all keywords"
+        tip = tag("title", f"{name}, {text.plural(curve['references'], 'time')} said")
+        d = path_of(map(chart.at, points))
+        chart.add(tag("path", tip, class_=f"line {style}", d=d))
+        ends.append((chart.at(points[-1])[1], name, style))
+    for y, name, style in _spread(ends, 15.0, chart.top + 4, chart.bottom):
+        chart.add(chart.text(chart.right + 8, y + 4, name, "start", f"name {style}"))
+    return chart.svg("chart wide")
+
+
+def _style(word: str, words: Sequence[str]) -> str:
+    """Four colours, then the same ones dashed."""
+    if not word:
+        return "bold plain"
+    number = words.index(word)
+    return f"each c{number % 4}" + (" squeeze" if number // 4 % 2 else "")
+
+
+def _steps(
+    curve: Mapping[str, Any],
+    hours: float,
+    none_alarms: float,
+    none_missed: float,
+    most: float,
+) -> list[Point]:
+    """The curve as a stair: so many misses until more false alarms are allowed."""
+    points: list[Point] = []
+    for alarms, misses in curve["points"]:
+        rate = max(alarms / hours, none_alarms)
+        if rate > most:
+            break
+        share = max(misses / curve["references"], none_missed)
+        if points:
+            points.append((rate, points[-1][1]))
+        points.append((rate, share))
+    points = points or [(none_alarms, 1.0)]
+    return [*points, (most, points[-1][1])]
+
+
+def _spread(
+    ends: Sequence[tuple[float, str, str]], gap: float, top: float, bottom: float
+) -> list[tuple[float, str, str]]:
+    """Labels (y, name, class) moved apart by `gap` pixels, none below `bottom`."""
+    placed: list[tuple[float, str, str]] = []
+    limit = bottom
+    for y, name, style in sorted(ends, reverse=True):
+        y = min(y, limit)
+        placed.append((max(y, top), name, style))
+        limit = y - gap
+    return placed
+
+
+def _threshold_note(detection: Mapping[str, Any]) -> Markup:
+    rule = detection["rule"]
+    target = detection["target_false_alarms_per_hour"]
+    told = (
+        f"The threshold {detection['threshold']:.4g} was chosen on validation clips, "
+        f"to keep false alarms at or below {target:g} an hour, with a window of a "
+        f"second every {rule['hop_ms']:g} ms, probabilities averaged over "
+        f"{rule['smoothing_ms']:g} ms, and at most one report of a keyword in "
+        f"{rule['refractory_ms']:g} ms. With it:"
+    )
+    return tag("p", told, class_="note")
+
+
+def _table(streams: Sequence[Mapping[str, Any]]) -> Markup:
+    head = tag("tr", join(tag("th", name, scope="col") for name in _HEADS))
+    body = join(_row(stream) for stream in streams)
+    table = tag("table", tag("thead", head), tag("tbody", body), class_="results")
+    return tag("div", table, class_="scroll")
+
+
+def _row(stream: Mapping[str, Any]) -> Markup:
+    cells = (
+        f"{stream['split']}, {stream['condition']}",
+        f"{stream['hours']:.3g}",
+        text.count(stream["keywords"]),
+        f"{text.count(stream['false_rejects'])} "
+        f"({text.percent(stream['false_reject_rate'])})",
+    )
+    rate = tag("td", f"{stream['false_alarms_per_hour']:.3g}", class_="number")
+    return tag("tr", join(tag("td", cell) for cell in cells), rate)

@@ -1,0 +1,247 @@
+"""Detection of a whole experiment, and the command, with a network that knows tones."""
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import scipy.fft
+import soundfile
+from rich.console import Console
+from test_end_to_end import KEYWORDS, WORDS, write_words
+
+from configs import tc_resnet
+from kws_jax import detect, experiment
+from kws_jax.errors import UserError
+from kws_jax.evaluation.metrics import wilson_interval
+from kws_jax.parts import build_parts
+from kws_jax.report.page import write_report
+from kws_jax.report.workdir import read_run
+from kws_jax.stages import detection, dispatch
+
+RATE = 16_000
+
+
+class ToneNetwork:
+    """Hears a word where most of the power of a window is near the word's tone."""
+
+    def __init__(self, deaf_to=()):
+        self._deaf = deaf_to
+
+    def predict(self, batch):
+        # Half the rate is enough, and the bins of a second are 1 Hz apart.
+        audio = np.asarray(batch["audio"], np.float32)[:, ::2]
+        power = np.abs(scipy.fft.rfft(audio, axis=1)) ** 2
+        total = power.sum(1) + 8e13  # what is faint counts little
+        shares = []
+        for word in KEYWORDS:
+            low, high = round(0.93 * WORDS[word]), round(1.07 * WORDS[word])
+            deaf = word in self._deaf
+            shares.append(0 * total if deaf else power[:, low:high].sum(1) / total)
+        known = np.stack(shares, 1)
+        rest = 1 - known.sum(1, keepdims=True)
+        return np.concatenate([known, rest / 2, rest / 2], 1)
+
+
+def tiny_config(folder, cache):
+    config = tc_resnet.get_config("8,cpu").unlock()
+    config.data.update(source="folder", dir=str(folder), cache_dir=str(cache))
+    config.data.keywords = ",".join(KEYWORDS)
+    config.detection.update(hours=0.02, keywords_per_hour=500.0, noise_share=0.3)
+    config.detection.target_false_alarms_per_hour = 20.0
+    return config
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Parts on a folder of tones, and a workdir as before its first stage."""
+    folder = tmp_path_factory.mktemp("data")
+    write_words(folder / "words")
+    config = tiny_config(folder / "words", folder / "cache")
+    parts = build_parts(config, Console(quiet=True))
+    experiment.claim_workdir(parts, folder / "work")
+    (folder / "work" / "results.json").write_text("[]")
+    return parts, folder / "work"
+
+
+@pytest.fixture(scope="module")
+def measured(made, tmp_path_factory):
+    """Rows of a measurement with the network of tones, and its workdir."""
+    folder = tmp_path_factory.mktemp("measured") / "work"
+    shutil.copytree(made[1], folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "finished_network", lambda *_: ToneNetwork())
+        return detection.measure(made[0], folder, Console(quiet=True)), folder
+
+
+@pytest.fixture
+def workdir(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(dispatch, "finished_network", lambda *_: ToneNetwork())
+    shutil.copytree(made[1], tmp_path / "work")
+    return tmp_path / "work"
+
+
+def test_parts_know_words_that_training_does_not_hear_or_that_are_synthetic(made):
+    parts, _ = made
+    config = parts.config.copy_and_resolve_references()
+    config.data.update(unheard_words="tree", unknown_percent=20.0)
+    config.data.synthetic_unknown.update(rate=0.5, words="lift,stock")
+    other = build_parts(config, Console(quiet=True))
+    assert other.fingerprint != parts.fingerprint
+    assert not [n for n in other.task.train.names.tolist() if n.startswith("tree")]
+    assert other.held_out.unheard.words == ("tree",)
+    # Twice as many unknown clips; validation and test are as they were.
+    recorded = -(-len(KEYWORDS) * 12 * 20 // 100)
+    unknown = (other.task.train.labels == len(KEYWORDS)).sum()
+    assert unknown == 2 * recorded
+    for split in (other.task.validation, other.task.test):
+        assert not [n for n in split.names.tolist() if n.startswith("synthetic")]
+    config.data.update(unknown_percent=0.0, unheard_words="")
+    with pytest.raises(UserError, match="no unknown class"):
+        build_parts(config, Console(quiet=True))
+
+
+def test_a_network_that_hears_everything_misses_nothing(measured):
+    rows, workdir = measured
+    found = {(r["split"], r["condition"], r["metric"]): r for r in rows}
+    assert len(found) == len(rows)
+    assert all(detection.is_row(row) for row in rows)
+    for metric in ("frr@1fa/h", "frr@10fa/h", "frr@1fa/h/up", "frr@threshold"):
+        row = found["test", "clean", metric]
+        assert row["value"] == 0
+        assert row["ci95"] == pytest.approx(wilson_interval(0, row["count"]))
+    assert found["test", "clean", "frr@1fa/h"]["count"] == 10
+    assert found["test", "clean", "false_alarms_per_hour"]["value"] == 0
+    assert ("test", "seen 10 dB", "frr@1fa/h") in found
+    kept = detection.load(workdir)
+    assert kept["rows"] == rows
+    assert 0 < kept["threshold"] < 1
+    assert set(kept["thresholds"]) == set(KEYWORDS)
+
+
+def test_a_word_that_is_never_heard_is_missed_and_the_others_are_not(
+    made, workdir, monkeypatch
+):
+    monkeypatch.setattr(dispatch, "finished_network", lambda *_: ToneNetwork(("up",)))
+    rows = detection.measure(made[0], workdir, Console(quiet=True))
+    value = {
+        r["metric"]: r["value"]
+        for r in rows
+        if (r["split"], r["condition"]) == ("test", "clean")
+    }
+    assert value["frr@1fa/h/up"] == 1
+    assert value["frr@1fa/h/down"] == 0
+    assert 0 < value["frr@1fa/h"] < 1
+
+
+def test_settings_that_do_not_go_are_found_before_training(made):
+    parts, _ = made
+    config = parts.config.copy_and_resolve_references()
+    config.detection.update(final_test=True, speech_share=0.01)
+    bad = type(parts)(**{**vars(parts), "config": config})
+    with pytest.raises(UserError, match="do not fit into speech_share"):
+        detection.check(bad)
+    config.detection.final_test = False
+    detection.check(bad)
+    config.detection.update(speech_share=0.3, target_false_alarms_per_hour=-1.0)
+    with pytest.raises(UserError, match="target_false_alarms_per_hour = -1"):
+        detection.plan(bad)
+
+
+def write_recording(path, rate=RATE):
+    """Twelve seconds: "up" in the third, another word in the fifth, then "stop"."""
+    t = np.arange(12 * rate) / rate
+    wave = np.zeros(len(t))
+    for word, middle in (("up", 2.5), ("cat", 4.5), ("stop", 7.5)):
+        envelope = np.exp(-(((t - middle) / 0.15) ** 2))
+        wave += 0.3 * np.sin(2 * np.pi * WORDS[word] * t) * envelope
+    soundfile.write(path, wave, rate)
+
+
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+def test_a_recording_of_any_rate_is_heard(workdir, made, tmp_path, rate):
+    write_recording(tmp_path / "long.wav", rate)
+    (tmp_path / "times.csv").write_text("2,3,up\n4,5,_unknown_\n7,8,stop\n9,10,down\n")
+    config = made[0].config
+    *heard, errors = detect.listen(
+        config, workdir, str(tmp_path / "long.wav"), str(tmp_path / "times.csv"), "0.6"
+    )
+    assert [(h["keyword"], h["right"]) for h in heard] == [("up", True), ("stop", True)]
+    assert [h["time"] for h in heard] == pytest.approx([2.5, 7.5], abs=0.5)
+    assert errors["keywords"] == 3
+    assert errors["false_reject_rate"] == pytest.approx(1 / 3, abs=1e-6)
+    assert errors["false_alarms_per_hour"] == 0
+    assert errors["hours"] == pytest.approx(12 / 3600, abs=1e-6)
+
+
+def test_the_stored_threshold_and_rule_are_used(workdir, made, measured, tmp_path):
+    write_recording(tmp_path / "long.wav")
+    parts, _ = made
+    path = str(tmp_path / "long.wav")
+    with pytest.raises(UserError, match=r"no detection\.json.*kws_jax\.detect"):
+        list(detect.listen(parts.config, workdir, path, "", "common"))
+    shutil.copy(measured[1] / "detection.json", workdir)
+    for threshold in ("common", "each"):
+        heard = list(detect.listen(parts.config, workdir, path, "", threshold))
+        # The threshold of a network without errors is low, and may report twice.
+        words = [word for word, _ in itertools.groupby(h["keyword"] for h in heard)]
+        assert words == ["up", "stop"]
+        assert all("right" not in h for h in heard)
+    with pytest.raises(UserError, match="--threshold=2: give 'common'"):
+        list(detect.listen(parts.config, workdir, path, "", "2"))
+    stored = json.loads((workdir / "detection.json").read_text())
+    (workdir / "detection.json").write_text(json.dumps(stored | {"threshold": 1.5}))
+    assert not list(detect.listen(parts.config, workdir, path, "", "common"))
+
+
+def test_the_command_keeps_rows_and_draws_the_report(workdir, made, capsys):
+    other = {
+        "stage": "train",
+        "split": "test",
+        "condition": "clean",
+        "ci95": [0.8, 1.0],
+    }
+    other |= {"metric": "accuracy", "value": 0.9, "count": 20}
+    former = other | {"metric": "frr@1fa/h"}
+    (workdir / "results.json").write_text(json.dumps([other, former]))
+    experiment.detect(made[0].config, workdir)
+    rows = json.loads((workdir / "results.json").read_text())
+    assert rows[0] == other
+    assert rows[1:] == detection.load(workdir)["rows"]
+    assert "0.0 % missed at 1 false alarm an hour" in capsys.readouterr().out
+    page = (workdir / "report.html").read_text()
+    section = page[page.index('id="detection"') :]
+    for word in (*KEYWORDS, "all keywords"):
+        assert f"{word}</text>" in section
+    assert section.count('class="line each') == len(KEYWORDS)
+    # A later run of the same experiment keeps them.
+    assert detection.final_test(made[0], workdir, Console(quiet=True)) == rows[1:]
+
+
+def test_words_that_training_heard_are_not_called_unheard_later(made, workdir):
+    config = made[0].config.copy_and_resolve_references()
+    config.data.unheard_words = "tree"
+    with pytest.raises(UserError, match="names tree, which were not kept from"):
+        experiment.evaluate(config, workdir, "")
+
+
+def test_a_report_without_detection_has_no_such_section(made, workdir):
+    write_report(workdir)
+    assert read_run(workdir).detection is None
+    assert 'id="detection"' not in (workdir / "report.html").read_text()
+
+
+def test_flags_that_do_not_go_together_are_told(workdir):
+    def define(*arguments):
+        detect._define_overrides([f"--workdir={workdir}", *arguments])
+
+    with pytest.raises(UserError, match="the stored threshold goes with the settings"):
+        define("--audio=a.wav", "--detection.hop_ms=50")
+    with pytest.raises(UserError, match=r"has no field 'hop'; did you mean 'hop_ms'"):
+        define("--detection.hop=50")
+    config = json.loads((workdir / "config.json").read_text())
+    del config["detection"]
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="earlier version"):
+        define()

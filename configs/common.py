@@ -155,6 +155,8 @@ def train_stage() -> ConfigDict:
             "steps": 30_000,
             "batch_size": 100,
             "eval_every_epochs": 1.0,
+            # 'all', or 'head': the linear layer on the embedding of the stage before.
+            "trained_part": "all",
             "label_smoothing": 0.0,
             "optimizer": tc_resnet_sgd(),
             "condition": training_condition(),

@@ -25,7 +25,7 @@ def selection(labels=LABELS, names=NAMES, **more):
     return tuple_selection(labels, names, **settings)
 
 
-def rows(select, steps, roles=len(NAMES) + 1):
+def rows(select, steps, roles=6):
     """Rows of the split [tuples, roles]."""
     taken = [select(step).positions for step in range(steps)]
     return np.concatenate(taken).reshape(-1, roles)

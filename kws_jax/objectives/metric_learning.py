@@ -1,8 +1,8 @@
 """Losses on the distances of embeddings of tuples: (C_{N,2}+1)-pair and its siblings.
 
-A tuple of N classes has N + 1 embeddings: an anchor a and a positive p of one class, and
-a negative of each other class. With a as the embedding of its class, E_1 … E_N are one
-embedding for each class.
+A tuple of N classes has N + 1 embeddings: an anchor a and a positive p of one class,
+and a negative of each other class. With a as the embedding of its class, E_1 … E_N are
+one embedding for each class.
 
 Reference: López-Espejo, Tan and Jensen, "A Novel Loss Function and Training Strategy
 for Noise-Robust Keyword Spotting", IEEE/ACM TASLP 29, 2021.
@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 Embeddings = Float[Array, "*batch d"]
+# Two of them are broadcast against each other.
+Others = Float[Array, "*#batch d"]
 # tuples [m, N + 1, d], distance, λ or None -> losses [m]
 TupleLoss = Callable[..., Float[Array, " m"]]
 
@@ -69,7 +71,7 @@ def triplet_loss(
 
 
 def normalise(x: Embeddings) -> Embeddings:
-    """x / ‖x‖₂ along the last axis; 0 stays 0, with a finite gradient."""
+    """Gives x / ‖x‖₂ along the last axis; 0 stays 0, with a finite gradient."""
     length = norm(x)[..., None]
     return x / jnp.where(length > 0, length, 1.0)
 
@@ -82,17 +84,17 @@ def norm(x: Embeddings) -> Float[Array, "*batch"]:
     return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)
 
 
-def euclid(x: Embeddings, y: Embeddings) -> Float[Array, "*batch"]:
+def euclid(x: Others, y: Others) -> Float[Array, "*batch"]:
     """‖x − y‖₂, with gradient 0 where x = y."""
     return norm(x - y)
 
 
-def squared_euclid(x: Embeddings, y: Embeddings) -> Float[Array, "*batch"]:
+def squared_euclid(x: Others, y: Others) -> Float[Array, "*batch"]:
     """‖x − y‖₂²."""
     return ((x - y) ** 2).sum(-1)
 
 
-def cosine(x: Embeddings, y: Embeddings) -> Float[Array, "*batch"]:
+def cosine(x: Others, y: Others) -> Float[Array, "*batch"]:
     """1 − cos(x, y) = ½ ‖x/‖x‖ − y/‖y‖‖², without the difference of near numbers."""
     return 0.5 * squared_euclid(normalise(x), normalise(y))
 
@@ -119,8 +121,7 @@ def _positive(tuples: jax.Array, distance: str) -> jax.Array:
 
 def _negatives(tuples: jax.Array, distance: str) -> jax.Array:
     """Distances [m, N − 1] of the anchor and each negative."""
-    anchors = jnp.broadcast_to(tuples[:, :1], tuples[:, 2:].shape)
-    return DISTANCES[distance](anchors, tuples[:, 2:])
+    return DISTANCES[distance](tuples[:, :1], tuples[:, 2:])
 
 
 def _or(weight: float | None, count: int) -> float:

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from kws_jax.data.conditions import CLEAN
+from kws_jax.data.tuples import tuple_classes
 from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import result, wilson_interval
 from kws_jax.objectives.classification import softmax_cross_entropy
@@ -23,7 +25,9 @@ from kws_jax.training.state import TrainState, without_optimizers
 from kws_jax.training.tensorboard import TensorBoard
 
 DONE_FILE = "done.json"
-LogitsOf = Callable[[TrainState, Float[Array, "b t f"]], Float[Array, "b k"]]
+# (state, features [b, t, f], …) -> logits [b, k]
+LogitsOf = Callable[..., Float[Array, "b k"]]
+ContextOf = Callable[[TrainState], tuple[Any, ...]]
 
 
 def stage_folder(parts: Setup, index: int, folder: Path) -> Path:
@@ -34,7 +38,8 @@ def stage_folder(parts: Setup, index: int, folder: Path) -> Path:
 def plan_of(parts: Parts, index: int, clips: int) -> loop.StagePlan:
     """Lengths in steps for a stage that goes over `clips` clips."""
     stage = parts.config.stages[index]
-    per_epoch = clips / stage.batch_size
+    batch_size = clips_per_step(parts, stage)
+    per_epoch = clips / batch_size
     total = stage.steps if stage.steps > 0 else math.ceil(stage.epochs * per_epoch)
     return loop.StagePlan(
         name=stage.name,
@@ -42,9 +47,17 @@ def plan_of(parts: Parts, index: int, clips: int) -> loop.StagePlan:
         steps_per_epoch=per_epoch,
         eval_every=max(1, round(stage.eval_every_epochs * per_epoch)),
         log_every=parts.config.log_every_steps,
-        clips_per_step=stage.batch_size,
+        clips_per_step=batch_size,
         steps_per_call=parts.config.steps_per_call,
     )
+
+
+def clips_per_step(parts: Setup, stage: ConfigDict) -> int:
+    """Clips in a batch of the stage; tuples of N classes have N + 1."""
+    if stage.kind != "embed":
+        return stage.batch_size
+    classes = tuple_classes(stage.classes, parts.labels)
+    return stage.tuples_per_batch * (classes + 1)
 
 
 def stage_key(parts: Parts, index: int) -> jax.Array:
@@ -63,6 +76,7 @@ def run_stage(
     batches_from: Callable[[int], Iterable[Any]],
     logits_of: LogitsOf,
     schedule: Callable[[int], Any],
+    context_of: ContextOf = lambda state: (),
     logs: Iterable[JsonLines] = (),
     after_validation: Callable[[int, TrainState], None] = lambda step, state: None,
 ) -> tuple[TrainState, dict[str, Any]]:
@@ -76,7 +90,7 @@ def run_stage(
         state,
         step_fn=step_fn,
         batches_from=batches_from,
-        validate=make_validation(parts, logits_of),
+        validate=make_validation(parts, logits_of, context_of),
         checkpoints=checkpoints,
         reporter=lambda start: _reporter(plan, start, folder, metrics_log),
         learning_rate=lambda step: float(schedule(step)),
@@ -110,22 +124,28 @@ def best_state(parts: Setup, index: int, folder: Path, like: TrainState) -> Trai
 
 
 def make_validation(
-    parts: Parts, logits_of: LogitsOf
+    parts: Parts, logits_of: LogitsOf, context_of: ContextOf = lambda state: ()
 ) -> Callable[[TrainState], dict[str, float]]:
-    """A function from state to loss and accuracy over the clean validation split."""
+    """A function from state to loss and accuracy over the clean validation split.
+
+    What `context_of` makes of the state once, `logits_of` gets behind the features.
+    """
 
     @jax.jit
-    def measure(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        logits = logits_of(state, parts.frontend(batch["audio"]))
+    def measure(
+        state: TrainState, batch: dict[str, jax.Array], *context: Any
+    ) -> dict[str, jax.Array]:
+        logits = logits_of(state, parts.frontend(batch["audio"]), *context)
         mask = batch["mask"]
         right = (jnp.argmax(logits, -1) == batch["label"]) & mask
         loss = softmax_cross_entropy(logits, batch["label"], mask)
         return {"loss": loss * mask.sum(), "right": right.sum(), "count": mask.sum()}
 
     def validate(state: TrainState) -> dict[str, float]:
+        context = context_of(state)
         sums: dict[str, float] = {"loss": 0.0, "right": 0.0, "count": 0.0}
         for batch in parts.eval_batches(parts.task.validation, CLEAN):
-            for name, value in jax.device_get(measure(state, batch)).items():
+            for name, value in jax.device_get(measure(state, batch, *context)).items():
                 sums[name] += float(value)
         return {
             "loss": sums["loss"] / sums["count"],

@@ -12,7 +12,7 @@ from kws_jax.frontends.spec_augment import spec_augment
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts, Setup
 from kws_jax.stages import feeding, networks, runner
-from kws_jax.training.optimizers import create_optimizer
+from kws_jax.training.optimizers import create_optimizer, for_part
 from kws_jax.training.state import WEIGHTS, TrainState, create_train_state
 from kws_jax.training.step import LossFn, accuracy, make_train_step
 
@@ -34,13 +34,16 @@ def classification_loss(
     parts: Parts, stage: ConfigDict, model: nn.Module, *, compute_dtype: str = "float32"
 ) -> LossFn:
     """Cross-entropy of the network's logits, with label smoothing, as a LossFn."""
+    infer = networks.infer_in_training
+    if trained_part(stage) == "head":
+        infer = networks.infer_with_frozen_encoder
 
     def loss_fn(
         trees: dict[str, PyTree], batch_stats: PyTree, batch: Any, key: jax.Array
     ) -> Any:
         mask_key, dropout_key = jax.random.split(key)
         features = features_for_training(parts, stage, mask_key, batch["audio"])
-        logits, batch_stats = networks.infer_in_training(
+        logits, batch_stats = infer(
             model,
             {"params": trees[WEIGHTS], "batch_stats": batch_stats},
             features,
@@ -69,11 +72,8 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     model = networks.create_network(parts, folder)
     plan = runner.plan_of(parts, index, len(parts.task.train))
     transformation, schedule = create_optimizer(stage.optimizer, plan.total_steps)
-    transformations = {WEIGHTS: transformation}
-    state = initial_state(parts, model, transformations)
-    if index and parts.config.stages[index - 1].kind == stage.kind:
-        before = runner.best_state(parts, index - 1, folder, state)
-        state = state.replace(trees=before.trees, batch_stats=before.batch_stats)
+    transformations = {WEIGHTS: for_part(transformation, trained_part(stage))}
+    state = first_state(parts, index, folder, model, transformations)
     loss_fn = classification_loss(
         parts, stage, model, compute_dtype=parts.config.compute_dtype
     )
@@ -112,6 +112,29 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     ]
     rows.append(runner.validation_row(parts, stage.name, notes))
     return rows
+
+
+def trained_part(stage: ConfigDict) -> str:
+    """Which part of the network a stage of this kind trains: "all" or "head"."""
+    return stage.get("trained_part", "all")
+
+
+def first_state(
+    parts: Parts,
+    index: int,
+    folder: Path,
+    model: nn.Module,
+    transformations: dict[str, Any],
+) -> TrainState:
+    """The best state of the stage before, if that trained the network, or a fresh one.
+
+    Its optimisers are at their start.
+    """
+    state = initial_state(parts, model, transformations)
+    if not index or parts.config.stages[index - 1].kind not in ("train", "embed"):
+        return state
+    before = runner.best_state(parts, index - 1, folder, state)
+    return state.replace(trees=before.trees, batch_stats=before.batch_stats)
 
 
 def initial_state(

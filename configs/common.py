@@ -192,6 +192,9 @@ def evaluation() -> ConfigDict:
             "snr_db": (20.0, 10.0, 5.0, 0.0, -5.0),
             "batch_size": 256,
             "seed": 1234,
+            # Keep the test clips' embeddings (embeddings.npz), clean and in the noise
+            # nearest to 0 dB; so it is for networks with a stage 'embed' too.
+            "embeddings": False,
         }
     )
 

@@ -51,6 +51,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if network == "conv_mixer":
         config.frontend = common.log_mel()
     config.evaluation.snr_db = (20.0, 15.0, 10.0, 5.0, 0.0, -5.0, -10.0)
+    config.evaluation.embeddings = True
     train = common.train_stage()
     train.condition = _condition()
     train.optimizer.weight_decay = 1e-5

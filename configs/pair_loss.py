@@ -14,7 +14,11 @@ cores, so `cpu` and `demo` train TC-ResNet8 unless a network is named.
 The paper reports about 83.5 % in noises unseen in training, against some 74.6 % of its
 baseline (computed from "12 % relative"). Its features, distance, λ, normalisation,
 SNRs, epochs and optimiser are not known here: the distance, λ = 1 / C(N, 2), the SNRs
-and the schedule, which is that of res15's own code, are this project's choice.
+and the schedule, which is that of res15's own code, are this project's choice. Why the
+distance is not squared stands in kws_jax/objectives/metric_learning.py. In the smaller
+sizes the embedding is trained by Adam: of the clean validation clips (10 labels) that
+the nearest class mean told right, 500 steps of Adam at 1e-3 made 39 %, of SGD at 0.03
+28 %. No whole training has been measured yet.
 """
 
 from ml_collections import ConfigDict
@@ -63,6 +67,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.stages = (train,)
         return config.lock()
     embed = embed_stage(train, loss)
+    if size != "paper":
+        embed.optimizer.update(name="adam", learning_rate=1e-3)
     embed.epochs = embed_epochs
     head = train
     head.update(epochs=head_epochs, trained_part="head", eval_every_epochs=1.0)

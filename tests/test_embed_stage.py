@@ -146,7 +146,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_tuples():
         losses.append(math.log1p(math.exp(positive - 0.2 * between)))
         nearest.append(positive < min(negatives))
     assert loss == pytest.approx(np.mean(losses), rel=1e-5)
-    assert measures["accuracy"] == pytest.approx(np.mean(nearest))
+    assert measures["nearest_positive"] == pytest.approx(np.mean(nearest))
 
 
 def test_a_batch_of_the_stage_holds_tuples_on_the_host_and_on_the_device(parts):

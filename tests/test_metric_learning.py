@@ -1,5 +1,6 @@
 """The pair losses beside the literal sums of the paper, in float64."""
 
+import functools
 import itertools
 import math
 
@@ -7,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
+from network_values import QUICK
 
 from kws_jax.objectives import metric_learning as ml
 
 M, D = 3, 5
+quickly = functools.partial(jax.jit, compiler_options=QUICK)
 DISTANCES = {
     "euclid": lambda x, y: math.sqrt(((x - y) ** 2).sum()),
     "sq_euclid": lambda x, y: ((x - y) ** 2).sum(),
@@ -69,15 +71,26 @@ def literal_triplet(z, distance, weight):
 LITERAL = {"cn2": literal_cn2, "npair": literal_npair, "triplet": literal_triplet}
 
 
-@pytest.mark.parametrize("weight", [None, 1.0, 0.03])
+def all_losses(z, distance, weight=None):
+    """Every loss of tuples [m, r, d], as [losses, m]."""
+    found = [loss(z, distance=distance, weight=weight) for loss in ml.LOSSES.values()]
+    return jnp.stack(found)
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("loss", LITERAL)
-def test_losses_are_the_literal_sums(loss, distance, weight, float64):
-    for classes in (2, 3, 12):
-        z = tuples_of(classes)
-        expected = [LITERAL[loss](each, distance, weight) for each in z]
-        found = ml.LOSSES[loss](jnp.asarray(z), distance=distance, weight=weight)
-        np.testing.assert_allclose(found, expected, rtol=1e-12)
+@pytest.mark.parametrize("classes", [2, 3, 12])
+def test_losses_are_the_literal_sums(classes, distance, float64):
+    z, weights = tuples_of(classes), (None, 1.0, 0.03)
+
+    @quickly
+    def found(z):
+        return [all_losses(z, distance, weight) for weight in weights]
+
+    for weight, losses in zip(weights, found(z), strict=True):
+        assert losses.dtype == np.float64
+        for name, values in zip(ml.LOSSES, losses, strict=True):
+            expected = [LITERAL[name](each, distance, weight) for each in z]
+            np.testing.assert_allclose(values, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -97,35 +110,46 @@ def test_two_classes_make_all_of_them_the_triplet_loss(distance, float64):
     np.testing.assert_allclose(losses[1:], losses[:-1], rtol=1e-12)
 
 
-@pytest.mark.parametrize("loss", LITERAL)
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_gradients_are_those_of_finite_differences(loss, distance, float64):
-    z = jnp.asarray(tuples_of(4)[:1])
-    f = jax.jit(lambda z: ml.LOSSES[loss](z, distance=distance).sum())
-    check_grads(f, (z,), order=1, modes=["rev"], atol=1e-6, rtol=1e-6, eps=1e-5)
+def test_gradients_are_those_of_finite_differences(distance, float64):
+    shape, step = (1, 5, D), 1e-5
+    z = tuples_of(4)[0].ravel()
+
+    def f(z):
+        return all_losses(z.reshape(shape), distance)[:, 0]
+
+    @quickly
+    def both(z):
+        moved = jax.vmap(f)(z + step * jnp.eye(len(z)))
+        back = jax.vmap(f)(z - step * jnp.eye(len(z)))
+        return jax.jacrev(f)(z), (moved - back).T / (2 * step)
+
+    np.testing.assert_allclose(*both(z), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("case", ["same", "zero", "far", "near"])
-def test_extremes_have_a_finite_loss_and_gradient_in_float32(distance, case):
+def extremes():
+    """Tuples of 12 classes whose distances are 0, or far or near beside a mean."""
     z = np.float32(tuples_of(12))
-    if case == "same":
-        z[:] = z[:, :1]
-    elif case == "zero":
-        z[:] = 0
-    elif case == "far":  # distances of some 1e4, squared of 1e8
-        z[:, 1] *= 1e4
-    else:  # beside a mean that is far larger than the distances
-        z = np.float32(1 + 1e-6 * z)
-    for loss in ml.LOSSES.values():
-        value, gradient = jax.value_and_grad(
-            lambda z, loss=loss: loss(z, distance=distance).sum()
-        )(jnp.asarray(z))
-        assert np.isfinite(value)
-        assert np.isfinite(gradient).all()
-        if case in ("same", "zero"):
-            np.testing.assert_allclose(value, M * math.log(2), rtol=1e-5)
-            assert np.abs(gradient).max() < 1e-5
+    far = z.copy()
+    far[:, 1] *= 1e4  # distances of some 1e4, squared of 1e8
+    return np.stack([np.repeat(z[:, :1], 13, axis=1), 0 * z, far, 1 + 1e-6 * z])
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_extremes_have_a_finite_loss_and_gradient_in_float32(distance):
+    def sums(z):
+        return all_losses(z, distance).sum(1)
+
+    @quickly
+    def both(cases):
+        return jax.vmap(sums)(cases), jax.vmap(jax.jacrev(sums))(cases)
+
+    values, gradients = both(extremes())
+    assert np.isfinite(values).all()
+    assert np.isfinite(gradients).all()
+    # Where all distances are 0: ln 2 each, and no direction in which to go.
+    np.testing.assert_allclose(values[:2], M * math.log(2), rtol=1e-5)
+    assert np.abs(gradients[:2]).max() < 1e-5
 
 
 def test_a_loss_is_linear_where_distances_are_large():
@@ -140,6 +164,19 @@ def literal_cn2_sum(z):
     classes = [z[0], *z[2:]]
     pairs = itertools.combinations(classes, 2)
     return sum(DISTANCES["euclid"](x, y) for x, y in pairs)
+
+
+def test_euclid_alone_prefers_spread_classes_to_two_opposite_heaps():
+    # A regular simplex, from the products of its corners.
+    gram = np.full((4, 4), -1 / 3) + 4 / 3 * np.eye(4)
+    values, vectors = np.linalg.eigh(gram)
+    spread = vectors * np.sqrt(np.maximum(values, 0))
+    heaps = np.eye(4)[[0, 0, 0, 0]] * np.array([[1.0], [1.0], [-1.0], [-1.0]])
+    both = jnp.float32(np.stack([spread, heaps]))
+    sums = {name: np.asarray(f(both)) for name, f in ml.DISTANCE_SUMS.items()}
+    np.testing.assert_allclose(sums["sq_euclid"], 16, rtol=1e-5)
+    np.testing.assert_allclose(sums["cosine"], 8, rtol=1e-5)
+    assert sums["euclid"][0] > 1.2 * sums["euclid"][1]
 
 
 def test_normalised_embeddings_have_length_one_and_zero_stays():

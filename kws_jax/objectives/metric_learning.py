@@ -106,7 +106,12 @@ def _euclid_sum(classes: Float[Array, "m n d"]) -> Float[Array, " m"]:
 
 
 def _squared_euclid_sum(classes: Float[Array, "m n d"]) -> Float[Array, " m"]:
-    """Σ_{j<k} ‖E_j − E_k‖² = N Σ_j ‖E_j − Ē‖², with the mean Ē."""
+    """Σ_{j<k} ‖E_j − E_k‖² = N Σ_j ‖E_j − Ē‖², with the mean Ē.
+
+    For embeddings of length one it is N² (1 − ‖Ē‖²), and so is twice the sum of cosine
+    distances: greatest wherever the mean is 0, for classes that are spread and for two
+    opposite heaps alike. The sum of distances that are not squared prefers the former.
+    """
     centred = classes - classes.mean(axis=1, keepdims=True)
     return classes.shape[1] * (centred**2).sum((-2, -1))
 

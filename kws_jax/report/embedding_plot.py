@@ -94,7 +94,7 @@ def _cloud(
     pixels = (chart.at((float(x), float(y))) for x, y in chosen)
     style = (
         f"fill:none;stroke:{colour(labels, label)};stroke-width:5;"
-        "stroke-linecap:round;opacity:.5"
+        "stroke-linecap:round;opacity:.7"
     )
     tip = f"{text.word(labels[label])}: {text.plural(len(points), 'clip')}"
     if count < len(points):
@@ -110,7 +110,7 @@ def colour(labels: Sequence[str], label: int) -> str:
     words = [i for i, name in enumerate(labels) if not name.startswith("_")]
     place = words.index(label)
     hue = round(360 * place / len(words))
-    return f"hsl({hue} 70% {42 if place % 2 else 58}%)"
+    return f"hsl({hue} 70% {38 if place % 2 else 54}%)"
 
 
 def _name(chart: Chart, mean: np.ndarray, name: str) -> Markup:

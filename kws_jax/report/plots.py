@@ -101,11 +101,23 @@ def learning_curves(run: Run) -> Markup | None:
         ]
         if charts:
             blocks.append(tag("h3", f"Stage “{stage}”"))
+            blocks += _stage_note(run, stage)
             blocks.append(tag("div", join(charts), class_="multiples"))
     if not blocks:
         return None
     keys = [_key("train", "training"), _key("validation", "validation")]
     return join([tag("p", join(keys), class_="legend"), *blocks])
+
+
+def _stage_note(run: Run, stage: str) -> list[Markup]:
+    kinds = {s["name"]: s.get("kind") for s in run.config.get("stages") or ()}
+    if kinds.get(stage) != "embed":
+        return []
+    note = (
+        "Training is told by the loss on tuples of clips, validation by a classifier "
+        "that takes the nearest mean of a class: its cross-entropy and its accuracy."
+    )
+    return [tag("p", note, class_="note")]
 
 
 def _floor(measures: Sequence[Measure]) -> float:

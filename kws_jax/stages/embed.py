@@ -52,6 +52,7 @@ def check(parts: Parts, stage: ConfigDict) -> None:
             f"tuples_per_batch = {stage.tuples_per_batch} cannot be divided over "
             f"{parts.mesh.size} devices; take a multiple."
         )
+    parts.recipe(parts.task.train, stage)
     parts.selection(parts.task.train, stage)
 
 
@@ -60,8 +61,8 @@ def tuple_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The stage's loss over embeddings [b, d] in the order (tuple, role), and measures.
 
-    `accuracy` is the share of tuples whose positive is nearer to the anchor than every
-    negative.
+    `nearest_positive` is the share of tuples whose positive is nearer to the anchor
+    than every negative.
     """
     metric = stage.metric
     tuples = as_measured(metric, embeddings).reshape(-1, roles, embeddings.shape[-1])
@@ -70,9 +71,9 @@ def tuple_loss(
     )
     distance = metric_learning.DISTANCES[metric.distance]
     distances = distance(tuples[:, :1], tuples[:, 1:])
-    nearest_positive = distances[:, 0] < distances[:, 1:].min(-1)
+    nearest = distances[:, 0] < distances[:, 1:].min(-1)
     loss = losses.mean()
-    return loss, {"loss": loss, "accuracy": nearest_positive.mean()}
+    return loss, {"loss": loss, "nearest_positive": nearest.mean()}
 
 
 def as_measured(metric: ConfigDict, embeddings: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Stage "train": the network learns its weights from labelled clips."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def classification_loss(
     parts: Parts, stage: ConfigDict, model: nn.Module, *, compute_dtype: str = "float32"
 ) -> LossFn:
     """Cross-entropy of the network's logits, with label smoothing, as a LossFn."""
-    infer = networks.infer_in_training
+    infer: Callable[..., tuple[jax.Array, PyTree]] = networks.infer_in_training
     if trained_part(stage) == "head":
         infer = networks.infer_with_frozen_encoder
 

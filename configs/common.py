@@ -239,6 +239,8 @@ def train_stage() -> ConfigDict:
             "stop": stop(),
             # 'cross_entropy', or 'binary_cross_entropy' of k independent sigmoids.
             "objective": "cross_entropy",
+            # 'all', or 'head': the linear layer on the embedding of the stage before.
+            "trained_part": "all",
             "label_smoothing": 0.0,
             "optimizer": tc_resnet_sgd(),
             # After another stage of training: 'restart' the optimiser and its schedule,
@@ -280,6 +282,9 @@ def evaluation() -> ConfigDict:
             "snr_db": (20.0, 15.0, 10.0, 5.0, 0.0, -5.0, -10.0),
             "batch_size": 256,
             "seed": 1234,
+            # Keep the test clips' embeddings (embeddings.npz), clean and in the noise
+            # nearest to 0 dB; so it is for networks with a stage 'embed' too.
+            "embeddings": False,
         }
     )
 

@@ -14,7 +14,8 @@ from kws_jax import recipes
 from kws_jax.errors import UserError, nearest
 
 SOURCES = ("tfds", "folder", "synthetic")
-STAGE_KINDS = ("train", "search", "random_search")
+STAGE_KINDS = ("train", "search", "random_search", "embed")
+TRAINED_PARTS = ("all", "head")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # Fields that may differ when an experiment is taken up again: where things lie and
 # how they are shown, not what is computed.
@@ -126,6 +127,7 @@ def check(config: ConfigDict) -> None:
         )
     for index, stage in enumerate(config.stages):
         _check_stage(stage, f"config.stages[{index}]", config.data)
+        _check_trained_part(stage, index)
     recipes.check(config.stages)
 
 
@@ -142,8 +144,9 @@ def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:
             f"{where} has epochs = {stage.epochs:g} and steps = {stage.steps}: set one "
             "of them above 0 and the other to 0."
         )
-    if stage.batch_size < 1:
-        raise UserError(f"{where}.batch_size = {stage.batch_size}: give at least 1.")
+    size = "tuples_per_batch" if stage.kind == "embed" else "batch_size"
+    if stage[size] < 1:
+        raise UserError(f"{where}.{size} = {stage[size]}: give at least 1.")
     if stage.eval_every_epochs <= 0:
         raise UserError(f"{where}.eval_every_epochs: give a number above 0.")
     for field in ("clean_fraction", "background_probability", "reverberant_fraction"):
@@ -155,6 +158,18 @@ def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:
             f"{stage.condition.reverberant_fraction:g} needs rooms: set "
             "config.data.rooms to a folder of impulse responses or to 'simulated', or "
             "the fraction to 0."
+        )
+
+
+def _check_trained_part(stage: ConfigDict, index: int) -> None:
+    part = stage.get("trained_part", "all")
+    where = f"config.stages[{index}].trained_part = {part!r}"
+    if part not in TRAINED_PARTS:
+        raise UserError(f"{where} is unknown; {nearest(part, TRAINED_PARTS)}")
+    if part == "head" and not index:
+        raise UserError(
+            f"{where} needs an encoder that is trained already: put a stage of kind "
+            "'embed' or 'train' before it, or set 'all'."
         )
 
 

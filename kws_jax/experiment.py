@@ -20,7 +20,7 @@ from kws_jax.evaluation import false_accepts, testing
 from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
 from kws_jax.report.page import write_report
 from kws_jax.report.terminal import print_detection, print_results, print_summary
-from kws_jax.stages import detection, dispatch, feeding, networks
+from kws_jax.stages import detection, dispatch, embeddings, feeding, networks
 from kws_jax.training.checkpoints import saving, write_json, write_text
 
 
@@ -168,7 +168,7 @@ def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any
 
     With `write`, leaves `evaluation.json` (labels, confusion matrices) and
     `predictions.npz` (the true and the predicted label of each test clip, by condition)
-    in `folder`.
+    in `folder`, and `embeddings.npz` where they are asked for.
     """
     network = dispatch.finished_network(parts, folder)
     rows, confusion, predictions = testing.test_network(
@@ -197,4 +197,6 @@ def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any
         arrays: dict[str, Any] = dict(predictions)
         with saving(folder / "predictions.npz"):
             np.savez_compressed(folder / "predictions.npz", **arrays)
+    if embeddings.asked_for(parts.config):
+        rows += embeddings.measure(parts, network, folder if write else None)
     return rows

@@ -25,6 +25,7 @@ from kws_jax.data import (
     rooms,
     sources,
     synthetic_unknown,
+    tuples,
 )
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import (
@@ -117,11 +118,9 @@ class Parts(Setup):
         self, split: Split, stage: ConfigDict, start_step: int, *, stream: int = 0
     ) -> Iterator[pipeline.Batch]:
         """The share of `train_batches` of one process, still on the host."""
-        return pipeline.train_batches(
-            split,
-            condition_of(stage),
-            **self._drawing(stage, stream),
-            **self._mixing(self.training_noise, self.training_rooms),
+        return pipeline.selected_batches(
+            self.recipe(split, stage),
+            self.selection(split, stage, stream=stream),
             start_step=start_step,
             threads=self.config.data.threads,
         )
@@ -138,7 +137,19 @@ class Parts(Setup):
         self, split: Split, stage: ConfigDict, *, stream: int = 0
     ) -> Callable[[int], draws.Selection]:
         """What `train_batches` selects at a step: one process's share of it."""
-        return draws.training_selection(len(split), **self._drawing(stage, stream))
+        drawing = {"seed": self.config.data.seed + stream * _STREAM_STRIDE}
+        drawing |= _processes()
+        if stage.kind == "embed":
+            return tuples.tuple_selection(
+                split.labels,
+                self.labels,
+                tuples_per_batch=stage.tuples_per_batch,
+                classes=stage.classes,
+                **drawing,
+            )
+        return draws.training_selection(
+            len(split), batch_size=stage.batch_size, **drawing
+        )
 
     @functools.cached_property
     def resident(self) -> device.Resident:
@@ -205,13 +216,6 @@ class Parts(Setup):
             if SILENCE in self.labels
             else None,
             "reference_rms": self.reference_rms,
-        }
-
-    def _drawing(self, stage: ConfigDict, stream: int) -> dict[str, Any]:
-        return {
-            "batch_size": stage.batch_size,
-            "seed": self.config.data.seed + stream * _STREAM_STRIDE,
-            **_processes(),
         }
 
 

@@ -65,7 +65,7 @@ def _check_mixup(mixup: ConfigDict, where: str) -> None:
 def _check_continuation(before: ConfigDict, stage: ConfigDict, where: str) -> None:
     if before.kind != "train":
         return
-    for field in ("optimizer", "batch_size"):
+    for field in ("optimizer", "batch_size", "trained_part"):
         if before[field] != stage[field]:
             raise UserError(
                 f"{where}.optimizer_start = 'continue' goes on with the optimiser of "

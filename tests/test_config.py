@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import convmixer, network
+from configs import convmixer, network, pair_loss
 from kws_jax import command_line
 from kws_jax import config as configs
 from kws_jax.errors import UserError
@@ -27,6 +27,9 @@ ARGUMENTS = {
         *itertools.product(("", *convmixer.PLANS), SIZES),
         *itertools.product(convmixer.NETWORKS, ("demo",)),
     ],
+    "pair_loss": itertools.product(
+        ("", *pair_loss.LOSSES), ("", "res15", "tc_resnet8", "conv_mixer"), SIZES
+    ),
 }
 EXPERIMENTS = [
     f"{name}:{','.join(filter(None, words))}"
@@ -59,7 +62,8 @@ def test_every_experiment_passes_the_checks(experiment):
 
 
 @pytest.mark.parametrize(
-    "experiment", ["autokws:", "autokws:random,cpu", "tc_resnet:", "network:mbconv"]
+    "experiment",
+    ["autokws:", "autokws:random,cpu", "tc_resnet:", "network:mbconv", "pair_loss:"],
 )
 def test_a_stored_config_is_the_same_experiment(experiment, tmp_path):
     config = load(experiment)

@@ -160,11 +160,11 @@ def training_selection(
     Raises:
       UserError: a batch size that the processes cannot share.
     """
-    part = _process_part(batch_size, process_index, process_count)
+    part = process_part(batch_size, process_index, process_count)
 
     @functools.lru_cache(maxsize=4)
     def permutation(epoch: int) -> np.ndarray:
-        return _generator(seed, _ORDER, epoch).permutation(clips)
+        return generator(seed, _ORDER, epoch).permutation(clips)
 
     def select(step: int) -> Selection:
         positions = np.arange(step * batch_size, (step + 1) * batch_size)[part]
@@ -195,7 +195,7 @@ def evaluation_selection(
     Raises:
       UserError: a batch size that the processes cannot share.
     """
-    part = _process_part(batch_size, process_index, process_count)
+    part = process_part(batch_size, process_index, process_count)
     all_uniforms = _uniforms(seed, _EVAL_DRAWS, _EVAL_ROOM_DRAWS, 0, clips)
 
     def select(step: int) -> Selection:
@@ -214,25 +214,32 @@ def _uniforms(
 
     So the other columns are what they were before there were rooms.
     """
-    first = _generator(seed, stream, step).random((clips, len(DRAWS) - ROOM_DRAWS))
-    last = _generator(seed, room_stream, step).random((clips, ROOM_DRAWS))
+    first = generator(seed, stream, step).random((clips, len(DRAWS) - ROOM_DRAWS))
+    last = generator(seed, room_stream, step).random((clips, ROOM_DRAWS))
     return np.concatenate([first, last], axis=1)
 
 
-def _generator(seed: int, stream: int, step: int) -> np.random.Generator:
+def generator(seed: int, stream: int, step: int) -> np.random.Generator:
     """Philox with key (seed, stream); the counter's high word is the step."""
     key = np.array([seed % 2**64, stream], np.uint64)
     counter = np.array([0, 0, 0, step], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
-def _process_part(batch_size: int, process_index: int, process_count: int) -> slice:
-    if batch_size < 1 or batch_size % process_count:
+def process_part(
+    size: int, process_index: int, process_count: int, *, what: str = "batch size"
+) -> slice:
+    """A process's share of `size` rows; `what` names them in the message.
+
+    Raises:
+      UserError: a size that the processes cannot share.
+    """
+    if size < 1 or size % process_count:
         raise UserError(
-            f"The batch size is {batch_size}; give a positive multiple of the"
+            f"The {what} is {size}; give a positive multiple of the"
             f" {process_count} process(es) that share it."
         )
     if not 0 <= process_index < process_count:
         raise UserError(f"Process {process_index} is not one of {process_count}.")
-    local = batch_size // process_count
+    local = size // process_count
     return slice(process_index * local, (process_index + 1) * local)

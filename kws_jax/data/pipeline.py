@@ -97,6 +97,29 @@ def train_batches(
         process_index=process_index,
         process_count=process_count,
     )
+    return selected_batches(
+        recipe,
+        select,
+        start_step=start_step,
+        num_steps=num_steps,
+        threads=threads,
+        prefetch=prefetch,
+    )
+
+
+def selected_batches(
+    recipe: Recipe,
+    select: Callable[[int], Selection],
+    *,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    threads: int = 2,
+    prefetch: int = 2,
+) -> Iterator[Batch]:
+    """The batches that a selection of `draws` or `tuples` describes, step by step.
+
+    Arguments and result are otherwise those of `train_batches`.
+    """
     stop = np.iinfo(np.int64).max if num_steps is None else start_step + num_steps
     return _stream(select, recipe, range(start_step, stop), threads, prefetch)
 

@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from kws_jax.report import detection, false_accepts, noise, plots, tables, text
+from kws_jax.report import (
+    detection,
+    embedding_plot,
+    false_accepts,
+    noise,
+    plots,
+    tables,
+    text,
+)
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.network_drawing import draw_network
 from kws_jax.report.style import CSS
@@ -174,6 +182,18 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
         "down and to the left is better. What lies at the left edge was measured "
         "without a single false alarm; at the lower edge nothing was missed.",
         detection.section,
+    ),
+    (
+        "embeddings",
+        "How far apart the words lie",
+        "Each dot is a test clip, as the network sees it before it decides: its "
+        "embedding, scaled to length one, in the two directions in which clean clips "
+        "differ most. The name of a word stands at the mean of its clips; the more the "
+        "words fall into islands, the easier they are told apart. Unlike these "
+        "drawings, the network uses all directions, and so does the number above each: "
+        "the mean distance between the means of two words, divided by the mean "
+        "distance of a clip from the mean of its own word.",
+        embedding_plot.embeddings,
     ),
     (
         "network",

@@ -70,6 +70,7 @@ def learning_curves(run: Run) -> Markup | None:
         ]
         if charts:
             blocks.append(tag("h3", f"Stage “{stage}”{_ending(run, stage)}"))
+            blocks += _stage_note(run, stage)
             blocks.append(tag("div", join(charts), class_="multiples"))
     if not blocks:
         return None
@@ -89,6 +90,17 @@ def _ending(run: Run, stage: str) -> str:
     epochs, best, early = (values[name] for name in _ENDING)
     how = "ended early" if early else "its full length"
     return f", {epochs:.1f} epochs ({how}), best state at {best:.1f}"
+
+
+def _stage_note(run: Run, stage: str) -> list[Markup]:
+    kinds = {s["name"]: s.get("kind") for s in run.config.get("stages") or ()}
+    if kinds.get(stage) != "embed":
+        return []
+    note = (
+        "Training is told by the loss on tuples of clips, validation by a classifier "
+        "that takes the nearest mean of a class: its cross-entropy and its accuracy."
+    )
+    return [tag("p", note, class_="note")]
 
 
 def floor(measures: Sequence[Measure]) -> float:

@@ -4,9 +4,12 @@ import dataclasses
 import json
 import math
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from kws_jax.errors import UserError
 
@@ -42,6 +45,7 @@ class Run:
       genotype: genotype.json of a searched network.
       evaluation: evaluation.json: labels and confusion matrices.
       detection: detection.json: thresholds, and the errors on continuous audio.
+      embeddings: the arrays of embeddings.npz.
       arguments: command.json: what kws_jax.main was started with, the workdir left out.
     """
 
@@ -53,6 +57,7 @@ class Run:
     genotype: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] | None = None
     detection: Mapping[str, Any] | None = None
+    embeddings: Mapping[str, np.ndarray] | None = None
     arguments: Sequence[str] = ()
 
     @property
@@ -147,6 +152,7 @@ def read_run(workdir: str | Path) -> Run:
         genotype=_read_genotype(workdir / "genotype.json"),
         evaluation=_read_json(workdir / "evaluation.json"),
         detection=_read_json(workdir / "detection.json"),
+        embeddings=_read_arrays(workdir / "embeddings.npz"),
         arguments=tuple(_read_json(workdir / "command.json") or ()),
     )
 
@@ -198,6 +204,19 @@ def _read_json(path: Path, required: bool = False) -> Any:
     except ValueError as error:
         raise UserError(
             f"{path} is not valid JSON ({error}): restore it, or run "
+            "`python -m kws_jax.main` again with this workdir"
+        ) from error
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): remove it, or run "
             "`python -m kws_jax.main` again with this workdir"
         ) from error
 

@@ -10,12 +10,17 @@ from kws_jax.data.conditions import Condition
 from kws_jax.data.mixing import check_condition
 from kws_jax.errors import UserError
 from kws_jax.parts import Parts, Setup
-from kws_jax.stages import draw, networks, runner, search, train
+from kws_jax.stages import draw, embed, networks, runner, search, train
 from kws_jax.training import sharding
 from kws_jax.training.checkpoints import saving, write_json
 from kws_jax.training.optimizers import create_optimizer
 
-KINDS = {"train": train.run, "search": search.run, "random_search": draw.run}
+KINDS = {
+    "train": train.run,
+    "search": search.run,
+    "random_search": draw.run,
+    "embed": embed.run,
+}
 _FINDS_GENOTYPE = ("search", "random_search")
 
 
@@ -35,6 +40,8 @@ def check(parts: Parts, folder: Path) -> None:
             search.create_method(parts)
         if "condition" in stage:
             parts.recipe(parts.task.train, stage)
+        if stage.kind == "embed":
+            embed.check(parts, stage)
         if "batch_size" in stage:
             sharding.check_batch_size(stage.batch_size, parts.mesh)
         for field in ("optimizer", "architecture_optimizer"):

@@ -119,6 +119,13 @@ def infer(
     return cast(jax.Array, logits)
 
 
+def embed(model: nn.Module, variables: PyTree, features: jax.Array) -> jax.Array:
+    """Embeddings [b, d] of features [b, t, f], with running batch statistics."""
+    return cast(
+        jax.Array, model.apply(variables, features, train=False, method="embed")
+    )
+
+
 def infer_in_training(
     model: nn.Module,
     variables: PyTree,
@@ -126,8 +133,11 @@ def infer_in_training(
     *arguments: Any,
     rngs: dict[str, jax.Array],
     compute_dtype: str = "float32",
+    method: str = "__call__",
 ) -> tuple[jax.Array, PyTree]:
     """Logits [b, k] with the batch's own statistics, and new running statistics.
+
+    With `method="embed"`, embeddings [b, d] in place of logits.
 
     The network computes in `compute_dtype`: parameters and features are rounded to it
     where they enter, so gradients by them arrive in float32 again. Statistics are
@@ -143,8 +153,38 @@ def infer_in_training(
         train=True,
         mutable=["batch_stats"],
         rngs=rngs,
+        method=method,
     )
     return logits.astype(jnp.float32), updated.get("batch_stats", {})
+
+
+def infer_with_frozen_encoder(
+    model: nn.Module,
+    variables: PyTree,
+    features: jax.Array,
+    *,
+    rngs: dict[str, jax.Array],
+    compute_dtype: str = "float32",
+) -> tuple[jax.Array, PyTree]:
+    """Logits [b, k] of the head in training on what the encoder infers.
+
+    The encoder uses its running statistics, which stay, and no gradient reaches it.
+    Arguments and result are otherwise those of `infer_in_training`.
+    """
+    params, batch_stats = split_variables(variables)
+    rounded = jax.tree.map(lambda leaf: leaf.astype(compute_dtype), params)
+
+    def classify(network: Any, features: jax.Array) -> jax.Array:
+        embedding = network.embed(features, train=False)
+        return network.head(jax.lax.stop_gradient(embedding), train=True)
+
+    logits = model.apply(
+        {"params": rounded, "batch_stats": batch_stats},
+        features.astype(compute_dtype),
+        rngs=rngs,
+        method=classify,
+    )
+    return cast(jax.Array, logits).astype(jnp.float32), batch_stats
 
 
 def size_of(setup: Setup, model: nn.Module, variables: PyTree) -> dict[str, int]:

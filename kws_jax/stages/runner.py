@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from kws_jax.data.conditions import CLEAN, Condition
+from kws_jax.data.tuples import tuple_classes
 from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import result, wilson_interval
 from kws_jax.objectives.registry import OBJECTIVES, Objective
@@ -28,7 +29,11 @@ from kws_jax.training.tensorboard import TensorBoard
 DONE_FILE = "done.json"
 # Conditions as results.json names them.
 CLEAN_NAME, TRAINING_NAME = "clean", "as in training"
-LogitsOf = Callable[[TrainState, Float[Array, "b t f"]], Float[Array, "b k"]]
+# Kinds of stages that train the network's own weights.
+_TRAINS_NETWORK = ("train", "embed")
+# (state, features [b, t, f], …) -> logits [b, k]
+LogitsOf = Callable[..., Float[Array, "b k"]]
+ContextOf = Callable[[TrainState], tuple[Any, ...]]
 
 
 def stage_folder(parts: Setup, index: int, folder: Path) -> Path:
@@ -39,7 +44,8 @@ def stage_folder(parts: Setup, index: int, folder: Path) -> Path:
 def plan_of(parts: Parts, index: int, clips: int) -> loop.StagePlan:
     """Lengths in steps for a stage that goes over `clips` clips."""
     stage = parts.config.stages[index]
-    per_epoch = clips / stage.batch_size
+    batch_size = clips_per_step(parts, stage)
+    per_epoch = clips / batch_size
     total = stage.steps if stage.steps > 0 else math.ceil(stage.epochs * per_epoch)
     return loop.StagePlan(
         name=stage.name,
@@ -47,9 +53,17 @@ def plan_of(parts: Parts, index: int, clips: int) -> loop.StagePlan:
         steps_per_epoch=per_epoch,
         eval_every=max(1, round(stage.eval_every_epochs * per_epoch)),
         log_every=parts.config.log_every_steps,
-        clips_per_step=stage.batch_size,
+        clips_per_step=batch_size,
         steps_per_call=parts.config.steps_per_call,
     )
+
+
+def clips_per_step(parts: Setup, stage: ConfigDict) -> int:
+    """Clips in a batch of the stage; tuples of N classes have N + 1."""
+    if stage.kind != "embed":
+        return stage.batch_size
+    classes = tuple_classes(stage.classes, parts.labels)
+    return stage.tuples_per_batch * (classes + 1)
 
 
 def stage_key(parts: Parts, index: int) -> jax.Array:
@@ -68,6 +82,7 @@ def run_stage(
     batches_from: Callable[[int], Iterable[Any]],
     logits_of: LogitsOf,
     schedule: Callable[[int], Any],
+    context_of: ContextOf = lambda state: (),
     logs: Iterable[JsonLines] = (),
     after_validation: Callable[[int, TrainState], None] = lambda step, state: None,
 ) -> tuple[TrainState, dict[str, Any]]:
@@ -86,7 +101,7 @@ def run_stage(
         state,
         step_fn=step_fn,
         batches_from=batches_from,
-        validate=make_validation(parts, logits_of, stages[index]),
+        validate=make_validation(parts, logits_of, stages[index], context_of),
         checkpoints=checkpoints,
         reporter=lambda start: _reporter(plan, title, start, folder, metrics_log),
         learning_rate=lambda step: float(schedule(step)),
@@ -122,7 +137,17 @@ def last_state(parts: Setup, index: int, folder: Path, like: TrainState) -> Trai
 
 
 def follows_training(parts: Setup, index: int) -> bool:
-    """Whether stage `index` goes on from what one of its kind has learned."""
+    """Whether stage `index` goes on from the weights of the stage before."""
+    return index > 0 and parts.config.stages[index - 1].kind in _TRAINS_NETWORK
+
+
+def continues_optimizer(parts: Setup, index: int) -> bool:
+    """Whether stage `index` goes on with the optimiser of the stage before."""
+    start = parts.config.stages[index].get("optimizer_start", "restart")
+    return start == "continue" and _follows_its_kind(parts, index)
+
+
+def _follows_its_kind(parts: Setup, index: int) -> bool:
     stages = parts.config.stages
     return index > 0 and stages[index - 1].kind == stages[index].kind
 
@@ -133,7 +158,11 @@ def _rule_of(parts: Setup, index: int, folder: Path) -> Rule:
     if "stop" not in stage:
         return LENGTH
     before: Notes = {}
-    if not stage.stop.resets and follows_training(parts, index):
+    if (
+        not stage.stop.resets
+        and index
+        and parts.config.stages[index - 1].kind == (stage.kind)
+    ):
         where = stage_folder(parts, index - 1, folder)
         checkpoints = StageCheckpoints(where, read_only=True)
         before = checkpoints.last_notes()
@@ -170,18 +199,24 @@ def validation_condition(stage: ConfigDict) -> Condition:
 
 
 def make_validation(
-    parts: Parts, logits_of: LogitsOf, stage: ConfigDict
+    parts: Parts,
+    logits_of: LogitsOf,
+    stage: ConfigDict,
+    context_of: ContextOf = lambda state: (),
 ) -> Callable[[TrainState], dict[str, float]]:
     """A function from state to loss and accuracy over the validation split.
 
     Loss and condition are those of the stage. Every validation hears the same noise, of
-    the training part, at the same places.
+    the training part, at the same places. What `context_of` makes of the state once,
+    `logits_of` gets behind the features.
     """
     loss_of, condition = objective_of(stage).loss, validation_condition(stage)
     noise = parts.training_noise if condition.snr_db else None
 
-    def measure(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        logits = logits_of(state, parts.frontend(batch["audio"]))
+    def measure(
+        state: TrainState, batch: dict[str, jax.Array], *context: Any
+    ) -> dict[str, jax.Array]:
+        logits = logits_of(state, parts.frontend(batch["audio"]), *context)
         mask = batch["mask"]
         right = (jnp.argmax(logits, -1) == batch["label"]) & mask
         loss = loss_of(logits, batch["label"], mask)
@@ -190,9 +225,10 @@ def make_validation(
     jitted = parts.once(("validation", logits_of, loss_of), lambda: jax.jit(measure))
 
     def validate(state: TrainState) -> dict[str, float]:
+        context = context_of(state)
         sums: dict[str, float] = {"loss": 0.0, "right": 0.0, "count": 0.0}
         for batch in parts.eval_batches(parts.task.validation, condition, noise):
-            for name, value in jax.device_get(jitted(state, batch)).items():
+            for name, value in jax.device_get(jitted(state, batch, *context)).items():
                 sums[name] += float(value)
         return {
             "loss": sums["loss"] / sums["count"],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from kws_jax.parts import Parts, Setup
 from kws_jax.stages import feeding, networks, runner
 from kws_jax.training.loop import StagePlan
 from kws_jax.training.mixup import with_mixup
-from kws_jax.training.optimizers import create_optimizer, updates_made
+from kws_jax.training.optimizers import create_optimizer, for_part, updates_made
 from kws_jax.training.state import WEIGHTS, TrainState, create_train_state
 from kws_jax.training.step import LossFn, accuracy, make_train_step
 
@@ -58,13 +59,16 @@ def classification_loss(
     Where a batch has a `target` [b, k], as after mixup, it stands for the `label`.
     """
     loss_of = runner.objective_of(stage).loss
+    infer: Callable[..., tuple[jax.Array, PyTree]] = networks.infer_in_training
+    if stage.trained_part == "head":
+        infer = networks.infer_with_frozen_encoder
 
     def loss_fn(
         trees: dict[str, PyTree], batch_stats: PyTree, batch: Any, key: jax.Array
     ) -> Any:
         mask_key, dropout_key = jax.random.split(key)
         features = features_for_training(parts, stage, mask_key, batch["audio"])
-        logits, batch_stats = networks.infer_in_training(
+        logits, batch_stats = infer(
             model,
             {"params": trees[WEIGHTS], "batch_stats": batch_stats},
             features,
@@ -123,7 +127,7 @@ def _create_learner(
     transformation, schedule = create_optimizer(
         stage.optimizer, plan.total_steps, steps_per_epoch=plan.steps_per_epoch
     )
-    transformations = {WEIGHTS: transformation}
+    transformations = {WEIGHTS: for_part(transformation, stage.trained_part)}
     loss_fn = classification_loss(
         parts, stage, model, compute_dtype=parts.config.compute_dtype
     )
@@ -214,16 +218,16 @@ def starting_state(
 ) -> TrainState:
     """Where a stage begins.
 
-    After another stage that trained, that is its best weights and statistics, and where
-    optimizer_start says 'continue' also its optimiser as it was in the end, so that the
-    schedule goes on. Else it is weights that depend on config.seed alone.
+    After a stage that trained the network, that is its best weights and statistics, and
+    where optimizer_start says 'continue' also its optimiser as it was in the end, so
+    that the schedule goes on. Else it is weights that depend on config.seed alone.
     """
     if not runner.follows_training(parts, index):
         return initial_state(parts, model, transformations)
     like = _state_shapes(parts, model, transformations)
     best = runner.best_state(parts, index - 1, folder, like)
     state = create_train_state(best.trees, best.batch_stats, transformations)
-    if parts.config.stages[index].optimizer_start == "continue":
+    if runner.continues_optimizer(parts, index):
         last = runner.last_state(parts, index - 1, folder, like)
         state = state.replace(opt_state=last.opt_state)
     return state

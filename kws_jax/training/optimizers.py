@@ -119,5 +119,24 @@ def create_optimizer(
     return optax.chain(*parts), schedule
 
 
+def for_part(
+    transformation: optax.GradientTransformation, part: str
+) -> optax.GradientTransformation:
+    """The transformation for a part of a network's parameters; the others stay.
+
+    `part` is "all", "head" (the linear layer behind the embedding) or "encoder" (all
+    but the head). Norms and weight decay are those of the part.
+    """
+    if part == "all":
+        return transformation
+
+    def labels(params: Mapping[str, Any]) -> dict[str, str]:
+        of = {True: "head", False: "encoder"}
+        return {name: of[name == "head"] for name in params}
+
+    frozen = {"head": optax.set_to_zero(), "encoder": optax.set_to_zero()}
+    return optax.partition({**frozen, part: transformation}, labels)
+
+
 def _is_kernel(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)

@@ -1,0 +1,81 @@
+"""The embeddings of the test clips: written out, and how far the classes lie apart."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from kws_jax.evaluation import separation, testing
+from kws_jax.evaluation.metrics import result
+from kws_jax.parts import UNSEEN, Parts
+from kws_jax.stages import networks
+from kws_jax.training.checkpoints import saving
+
+FILE = "embeddings.npz"
+
+
+def asked_for(config: ConfigDict) -> bool:
+    """Whether the config has embeddings kept: by its field, or a stage 'embed'."""
+    return config.evaluation.get("embeddings", False) or any(
+        stage.kind == "embed" for stage in config.stages
+    )
+
+
+def measure(
+    parts: Parts, network: networks.Network, folder: Path | None
+) -> list[dict[str, Any]]:
+    """Embeds the test clips, clean and in one noise; returns rows of the ratio.
+
+    With a `folder`, leaves `embeddings.npz` there: `embedding` float32 [n, d] of the
+    clean clips, `embedding CONDITION` of those in noise, `label` int32 [n], `name` str
+    [n]. The noise is the unseen kind, if there is one, at the SNR nearest to 0 dB.
+    """
+    split = parts.task.test
+
+    @jax.jit
+    def embed(variables: Any, audio: jax.Array) -> jax.Array:
+        return networks.embed(network.model, variables, parts.frontend(audio))
+
+    arrays: dict[str, np.ndarray] = {}
+    rows = []
+    for name, (condition, bank) in _conditions(parts).items():
+        embeddings, labels = testing.predict_split(
+            lambda batch: embed(network.variables, batch["audio"]),
+            parts.eval_batches(split, condition, bank),
+        )
+        arrays["embedding" if name == "clean" else f"embedding {name}"] = embeddings
+        ratio = separation.class_distance_ratio(embeddings, labels)
+        stage = parts.config.stages[-1].name
+        if np.isfinite(ratio):  # not where each class is one point; JSON has no such
+            rows.append(
+                result(
+                    stage,
+                    "test",
+                    name,
+                    "class_distance_ratio",
+                    ratio,
+                    None,
+                    len(labels),
+                )
+            )
+    if folder is not None and jax.process_index() == 0:
+        arrays |= {"label": split.labels, "name": np.asarray(split.names, str)}
+        with saving(folder / FILE):
+            np.savez_compressed(folder / FILE, **_any(arrays))
+    return rows
+
+
+def _conditions(parts: Parts) -> dict[str, Any]:
+    """Clean, and the noise nearest to 0 dB, if the final test has any."""
+    kind = UNSEEN if UNSEEN in parts.noise else next(iter(parts.noise), None)
+    noise = {kind: parts.noise[kind]} if kind else {}
+    nearest = sorted(parts.config.evaluation.snr_db, key=abs)[:1]
+    return testing.noise_conditions(noise, nearest)
+
+
+def _any(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    # NumPy's stub takes a second keyword of another type beside the arrays.
+    return dict(arrays)

@@ -158,11 +158,7 @@ def _rule_of(parts: Setup, index: int, folder: Path) -> Rule:
     if "stop" not in stage:
         return LENGTH
     before: Notes = {}
-    if (
-        not stage.stop.resets
-        and index
-        and parts.config.stages[index - 1].kind == (stage.kind)
-    ):
+    if not stage.stop.resets and _follows_its_kind(parts, index):
         where = stage_folder(parts, index - 1, folder)
         checkpoints = StageCheckpoints(where, read_only=True)
         before = checkpoints.last_notes()

@@ -20,6 +20,7 @@ from kws_jax.data import device, draws, pipeline, protocols, sources
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import SILENCE, TRAIN, UNKNOWN, Corpus, Recording, Split, Task
 from kws_jax.data.folder import read_noise_folder
+from kws_jax.data.label_noise import flip_labels
 from kws_jax.data.noise import NoiseBank
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import Frontend, create_frontend
@@ -50,6 +51,9 @@ class Parts(Setup):
     background: NoiseBank | None
     noise: dict[str, NoiseBank]
     reference_rms: float
+    # Rows of the training split whose labels were flipped, and their labels before.
+    flipped: tuple[int, ...] = ()
+    flipped_from: tuple[int, ...] = ()
 
     def train_batches(
         self, split: Split, stage: ConfigDict, start_step: int, *, stream: int = 0
@@ -94,6 +98,18 @@ class Parts(Setup):
         """
         held = device.read(self.task.train, *self._heard())
         return sharding.replicate(held, self.mesh)
+
+    def flips(self) -> list[dict[str, str]]:
+        """The training clips with a wrong label on purpose: name and both labels."""
+        train = self.task.train
+        return [
+            {
+                "name": str(train.names[row]),
+                "label": self.labels[train.labels[row]],
+                "label_before": self.labels[before],
+            }
+            for row, before in zip(self.flipped, self.flipped_from, strict=True)
+        ]
 
     def check_room(self) -> None:
         """Raises UserError where `resident` would not fit."""
@@ -197,6 +213,12 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         f"{len(task.validation):,} validation, {len(task.test):,} test clips"
     )
     keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
+    reference_rms = pipeline.median_rms(task.train, keywords)
+    before = task.train.labels
+    train, flipped = flip_labels(
+        task.train, task.labels, data.flip_labels, data.task_seed
+    )
+    task = dataclasses.replace(task, train=train)
     noise = _noise_banks(data, corpus.noise)
     return Parts(
         config=config,
@@ -207,7 +229,9 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         fingerprint=_fingerprint(corpus, noise),
         background=_bank(corpus.background.get(TRAIN, ())),
         noise=noise,
-        reference_rms=pipeline.median_rms(task.train, keywords),
+        reference_rms=reference_rms,
+        flipped=tuple(flipped.tolist()),
+        flipped_from=tuple(before[flipped].tolist()),
     )
 
 

@@ -1,6 +1,8 @@
 """Stage "train": the network learns its weights from labelled clips."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -11,9 +13,14 @@ from kws_jax.evaluation.metrics import result
 from kws_jax.frontends.spec_augment import spec_augment
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts, Setup
-from kws_jax.stages import feeding, networks, runner
+from kws_jax.stages import data_parameters, feeding, networks, runner
 from kws_jax.training.optimizers import create_optimizer
-from kws_jax.training.state import WEIGHTS, TrainState, create_train_state
+from kws_jax.training.state import (
+    DATA_PARAMETERS,
+    WEIGHTS,
+    TrainState,
+    create_train_state,
+)
 from kws_jax.training.step import LossFn, accuracy, make_train_step
 
 PyTree = Any
@@ -31,9 +38,17 @@ def features_for_training(
 
 
 def classification_loss(
-    parts: Parts, stage: ConfigDict, model: nn.Module, *, compute_dtype: str = "float32"
+    parts: Parts,
+    stage: ConfigDict,
+    model: nn.Module,
+    *,
+    compute_dtype: str = "float32",
+    table: data_parameters.StageTable | None = None,
 ) -> LossFn:
-    """Cross-entropy of the network's logits, with label smoothing, as a LossFn."""
+    """Cross-entropy of the network's logits, with label smoothing, as a LossFn.
+
+    With a `table`, its data parameters divide the logits and are trained too.
+    """
 
     def loss_fn(
         trees: dict[str, PyTree], batch_stats: PyTree, batch: Any, key: jax.Array
@@ -47,13 +62,17 @@ def classification_loss(
             rngs={"dropout": dropout_key},
             compute_dtype=compute_dtype,
         )
+        scaled = table.scale(trees, logits, batch) if table else logits
         loss = softmax_cross_entropy(
-            logits, batch["label"], batch["mask"], label_smoothing=stage.label_smoothing
+            scaled, batch["label"], batch["mask"], label_smoothing=stage.label_smoothing
         )
         measures = {
             "loss": loss,
             "accuracy": accuracy(logits, batch["label"], batch["mask"]),
         }
+        if table:
+            measures["penalty"] = table.penalty(trees, batch)
+            loss += measures["penalty"]
         return loss, (measures, batch_stats)
 
     return loss_fn
@@ -70,14 +89,18 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     plan = runner.plan_of(parts, index, len(parts.task.train))
     transformation, schedule = create_optimizer(stage.optimizer, plan.total_steps)
     transformations = {WEIGHTS: transformation}
-    state = initial_state(parts, model, transformations)
+    table = data_parameters.create_stage_table(parts, index, folder)
+    if table:
+        transformations[DATA_PARAMETERS] = table.transformation()
+    state = initial_state(parts, model, transformations, table.trees() if table else {})
     if index and parts.config.stages[index - 1].kind == stage.kind:
         before = runner.best_state(parts, index - 1, folder, state)
-        state = state.replace(trees=before.trees, batch_stats=before.batch_stats)
+        trees = {**state.trees, **before.trees}
+        state = state.replace(trees=trees, batch_stats=before.batch_stats)
     loss_fn = classification_loss(
-        parts, stage, model, compute_dtype=parts.config.compute_dtype
+        parts, stage, model, compute_dtype=parts.config.compute_dtype, table=table
     )
-    step = make_train_step(loss_fn, transformations)
+    step = make_train_step(loss_fn, transformations, trained=tuple(transformations))
     feed = feeding.create_feed(
         parts,
         stage,
@@ -98,7 +121,10 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         ),
         plan=plan,
         schedule=schedule,
+        **(table.hooks(plan) if table else {}),
     )
+    if table:
+        table.write_summary(state)
     sizes = networks.size_of(parts, model, variables_of(state))
     clips = plan.total_steps * plan.clips_per_step
     measures = {
@@ -115,14 +141,18 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def initial_state(
-    setup: Setup, model: nn.Module, transformations: dict[str, Any]
+    setup: Setup,
+    model: nn.Module,
+    transformations: dict[str, Any],
+    more_trees: Mapping[str, PyTree] = MappingProxyType({}),
 ) -> TrainState:
     """A fresh state; the weights depend on config.seed alone."""
     variables = networks.initial_variables(
         model, jax.random.key(setup.config.seed), networks.sample_features(setup)
     )
     params, batch_stats = networks.split_variables(variables)
-    return create_train_state({WEIGHTS: params}, batch_stats, transformations)
+    trees = {WEIGHTS: params, **more_trees}
+    return create_train_state(trees, batch_stats, transformations)
 
 
 def variables_of(state: TrainState) -> dict[str, PyTree]:

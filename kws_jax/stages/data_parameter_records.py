@@ -121,15 +121,13 @@ def _noise_groups(noise_level: np.ndarray) -> dict[str, np.ndarray]:
     noisy = noise_level > 0
     groups = {"clean": ~noisy, "noisy": noisy}
     snr = -20 * np.log10(np.where(noisy, noise_level, 1.0))
-    nearest = _SNR_STEP * np.round(snr / _SNR_STEP)
+    nearest = _SNR_STEP * np.round(snr / _SNR_STEP) + 0.0  # no minus zero
     for value in sorted(set(nearest[noisy].tolist()), reverse=True):
         groups[f"{value:g} dB"] = noisy & (nearest == value)
     return groups
 
 
-def _means(
-    values: np.ndarray, groups: Mapping[str, np.ndarray]
-) -> dict[str, float]:
+def _means(values: np.ndarray, groups: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The mean of each group that has members."""
     return _rounded(
         {name: values[group].mean() for name, group in groups.items() if group.any()}

@@ -247,14 +247,20 @@ def _check_facts(table: StageTable, index: int) -> None:
         return
     stored, here = json.loads(where.read_text()), table.facts()
     if stored != here:
+        sizes = (_sizes(stored), _sizes(here))
+        other = "other clips or labels" if sizes[0] == sizes[1] else sizes[1]
         raise UserError(
-            f"{where.parent} holds data parameters of {stored['clips']} clips in "
-            f"{stored['variants']} variants and {len(stored['labels'])} labels; this "
-            f"experiment has {here['clips']}, {here['variants']} and "
-            f"{len(here['labels'])}"
-            + (" (other clips)" if stored["clips"] == here["clips"] else "")
-            + ". Choose another --workdir, or restore the data it was started on."
+            f"{where.parent} holds data parameters of {sizes[0]}; this experiment has "
+            f"{other}. Choose another --workdir, or restore the config and the data "
+            "that it was started with."
         )
+
+
+def _sizes(facts: Mapping[str, Any]) -> str:
+    return (
+        f"{facts['clips']} clips in {facts['variants']} variants and "
+        f"{len(facts['labels'])} labels"
+    )
 
 
 def _variants(settings: ConfigDict) -> int:

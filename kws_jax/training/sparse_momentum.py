@@ -1,4 +1,4 @@
-"""Momentum SGD for tables of which a step sees few entries, and bounds on parameters."""
+"""Momentum SGD for tables of which a step sees few entries, and bounds on values."""
 
 from typing import Any, NamedTuple
 

@@ -147,6 +147,27 @@ def spec_augment(masks: int = 0) -> ConfigDict:
     )
 
 
+def acoustic_mfcc() -> ConfigDict:
+    """The 13 MFCCs of a frame that the acoustic model takes."""
+    settings = mfcc()
+    settings.num_coefficients = 13
+    return settings
+
+
+def alignment() -> ConfigDict:
+    """How the acoustic model's training finds the HMM state of a frame."""
+    return ConfigDict(
+        {
+            # Share of the stage in which words are cut evenly (flat start); then the
+            # best path under the present weights counts.
+            "flat_fraction": 0.25,
+            # For the flat start: a word is where the energy is above this share of the
+            # range between the quietest and the loudest frame (by the logarithm).
+            "energy_share": 0.5,
+        }
+    )
+
+
 def data_parameters(mode: str = "none") -> ConfigDict:
     """Trainable temperatures of labels and clips; the values of Saxena et al.'s code.
 

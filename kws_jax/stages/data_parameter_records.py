@@ -20,6 +20,7 @@ _SNR_STEP = 5.0  # dB, the width of a group of SNRs in the log
 def epoch_measures(
     parts: Parts,
     settings: ConfigDict,
+    class_names: tuple[str, ...],
     table: Mapping[str, np.ndarray],
     index: np.ndarray,
     noise_level: np.ndarray,
@@ -29,19 +30,20 @@ def epoch_measures(
     Args:
       parts: labels and training split.
       settings: the stage's `data_parameters`.
+      class_names: of what the class parameters belong to.
       table: ln σ, as `objectives.data_parameters` has it.
       index: int [m], the clip of each example.
       noise_level: float [m], 10^(-snr/20), 0 without noise.
 
     Returns:
-      "class": label -> σ_class; "instance": group -> mean of σ_inst, where the groups
+      "class": name -> σ_class; "instance": group -> mean of σ_inst, where the groups
       are "clean", "noisy", "… dB" for SNRs nearest to a multiple of 5 dB, and "flipped"
       where labels were; "instance_by_label": label -> mean. Only what there is.
     """
     measures: dict[str, Any] = {}
     if objective.CLASS in table:
         sigma = np.exp(table[objective.CLASS])
-        measures["class"] = _rounded(dict(zip(parts.labels, sigma, strict=True)))
+        measures["class"] = _rounded(dict(zip(class_names, sigma, strict=True)))
     if objective.INSTANCE in table:
         variant = np.asarray(objective.variants_of(noise_level, settings.snr_edges_db))
         sigma = np.exp(table[objective.INSTANCE][index, variant])
@@ -59,12 +61,13 @@ def write_summary(
     parts: Parts,
     stage: ConfigDict,
     folder: Path,
+    class_names: tuple[str, ...],
     table: Mapping[str, np.ndarray],
     start: Mapping[str, Any],
 ) -> None:
     """Adds a stage to `folder`/data_parameters.json.
 
-    The entry of a stage has "mode", "class" (label -> σ), and, with instance
+    The entry of a stage has "mode", "class" (name -> σ), and, with instance
     parameters, "largest": the examples with the largest σ, each with name of the clip,
     label, whether it was noisy, σ, and the label before it was flipped, if it was.
     Where labels were flipped, "flipped" counts them, and "flipped_in_top_fifth" those
@@ -75,7 +78,7 @@ def write_summary(
     entry: dict[str, Any] = {"mode": stage.data_parameters.mode}
     if objective.CLASS in table:
         sigma = np.exp(table[objective.CLASS])
-        entry["class"] = _rounded(dict(zip(parts.labels, sigma, strict=True)))
+        entry["class"] = _rounded(dict(zip(class_names, sigma, strict=True)))
     if objective.INSTANCE in table:
         entry |= _largest(parts, stage, table, start)
     summary[stage.name] = entry

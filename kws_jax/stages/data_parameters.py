@@ -15,6 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from kws_jax.errors import UserError, nearest
+from kws_jax.models import acoustic_dnn
 from kws_jax.objectives import data_parameters as objective
 from kws_jax.parts import Parts
 from kws_jax.stages import runner
@@ -50,11 +51,18 @@ class StageTable:
       parts: the data; row n of the table is clip n of its training split.
       stage: the stage, with its `data_parameters`.
       folder: the workdir.
+      classes: names of what the class parameters belong to; the labels' where empty.
     """
 
     parts: Parts
     stage: ConfigDict
     folder: Path
+    classes: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of what the class parameters belong to."""
+        return self.classes or self.parts.labels
 
     @property
     def settings(self) -> ConfigDict:
@@ -66,7 +74,7 @@ class StageTable:
         settings, joint = self.settings, self.settings.mode == objective.JOINT
         table = objective.create_table(
             settings.mode,
-            labels=len(self.parts.labels),
+            labels=len(self.class_names),
             clips=len(self.parts.task.train),
             variants=_variants(settings),
             class_initial=settings.class_initial,
@@ -137,7 +145,9 @@ class StageTable:
         table = jax.device_get(state.trees[DATA_PARAMETERS])
         first = max(0, step - math.ceil(plan.steps_per_epoch))
         index, level = self._drawn(range(first, step))
-        measures = epoch_measures(self.parts, self.settings, table, index, level)
+        measures = epoch_measures(
+            self.parts, self.settings, self.class_names, table, index, level
+        )
         log.append(
             stage=plan.name, step=step, epoch=step / plan.steps_per_epoch, **measures
         )
@@ -165,7 +175,9 @@ class StageTable:
             return
         table = jax.device_get(state.trees[DATA_PARAMETERS])
         start = self.trees()[DATA_PARAMETERS]
-        write_summary(self.parts, self.stage, self.folder, table, start)
+        write_summary(
+            self.parts, self.stage, self.folder, self.class_names, table, start
+        )
 
     def facts(self) -> dict[str, Any]:
         """What a saved table must agree with to be taken up again."""
@@ -175,7 +187,7 @@ class StageTable:
         return {
             "clips": len(train),
             "variants": _variants(self.settings),
-            "labels": list(self.parts.labels),
+            "labels": list(self.class_names),
             "digest": digest.hexdigest(),
         }
 
@@ -189,7 +201,7 @@ def create_stage_table(parts: Parts, index: int, folder: Path) -> StageTable | N
     stage = parts.config.stages[index]
     if not _wants_table(stage):
         return None
-    table = StageTable(parts, stage, folder)
+    table = _table_of(parts, stage, folder)
     _check_facts(table, index)
     if jax.process_index() == 0:
         where = runner.stage_folder(parts, index, folder)
@@ -205,9 +217,17 @@ def check(parts: Parts, folder: Path) -> None:
         if not _wants_table(stage):
             continue
         _check_settings(stage.data_parameters, f"config.stages[{index}]")
-        table = StageTable(parts, stage, folder)
+        table = _table_of(parts, stage, folder)
         table.trees()
         _check_facts(table, index)
+
+
+def _table_of(parts: Parts, stage: ConfigDict, folder: Path) -> StageTable:
+    network = parts.config.network
+    classes: tuple[str, ...] = ()
+    if network.name == acoustic_dnn.NETWORK:
+        classes = acoustic_dnn.state_names(parts.labels, network.states)
+    return StageTable(parts, stage, folder, classes)
 
 
 def _wants_table(stage: ConfigDict) -> bool:

@@ -10,7 +10,15 @@ from kws_jax.data.conditions import Condition
 from kws_jax.data.mixing import check_condition
 from kws_jax.errors import UserError
 from kws_jax.parts import Parts, Setup
-from kws_jax.stages import data_parameters, draw, networks, runner, search, train
+from kws_jax.stages import (
+    acoustic,
+    data_parameters,
+    draw,
+    networks,
+    runner,
+    search,
+    train,
+)
 from kws_jax.training import sharding
 from kws_jax.training.checkpoints import saving, write_json
 from kws_jax.training.optimizers import create_optimizer
@@ -38,6 +46,7 @@ def check(parts: Parts, folder: Path) -> None:
         for field in ("optimizer", "architecture_optimizer"):
             if field in stage:
                 create_optimizer(stage[field], total_steps=1)
+    acoustic.check(parts)
     data_parameters.check(parts, folder)
     if parts.config.data.on_device:
         parts.check_room()

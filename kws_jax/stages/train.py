@@ -1,5 +1,6 @@
 """Stage "train": the network learns its weights from labelled clips."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,9 +12,10 @@ from ml_collections import ConfigDict
 
 from kws_jax.evaluation.metrics import result
 from kws_jax.frontends.spec_augment import spec_augment
+from kws_jax.models.acoustic_dnn import AcousticDNN
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts, Setup
-from kws_jax.stages import data_parameters, feeding, networks, runner
+from kws_jax.stages import acoustic, data_parameters, feeding, networks, runner
 from kws_jax.training.optimizers import create_optimizer
 from kws_jax.training.state import (
     DATA_PARAMETERS,
@@ -97,9 +99,15 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         before = runner.best_state(parts, index - 1, folder, state)
         trees = {**state.trees, **before.trees}
         state = state.replace(trees=trees, batch_stats=before.batch_stats)
-    loss_fn = classification_loss(
-        parts, stage, model, compute_dtype=parts.config.compute_dtype, table=table
-    )
+    more = {"compute_dtype": parts.config.compute_dtype, "table": table}
+    if isinstance(model, AcousticDNN):
+        flat_steps = round(stage.alignment.flat_fraction * plan.total_steps)
+        features_of = functools.partial(features_for_training, parts, stage)
+        loss_fn = acoustic.frame_loss(
+            parts, stage, model, features_of, flat_steps, **more
+        )
+    else:
+        loss_fn = classification_loss(parts, stage, model, **more)
     step = make_train_step(loss_fn, transformations, trained=tuple(transformations))
     feed = feeding.create_feed(
         parts,

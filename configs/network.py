@@ -75,3 +75,5 @@ def choose(config: ConfigDict, train: ConfigDict, name: str, settings: dict) -> 
     if name == "acoustic_dnn":
         config.frontend = common.acoustic_mfcc()
         train.alignment = common.alignment()
+        # Its layers have no batch norm between them, which 0.1 is made for.
+        train.optimizer.learning_rate = 0.02

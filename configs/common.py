@@ -72,6 +72,9 @@ def data() -> ConfigDict:
             # Which clips stand for unknown and silence, in the test too; the voices of
             # synthetic speech. Runs that are compared share it.
             "task_seed": 0,
+            # Share of the training clips that get another label, to see what training
+            # makes of them; silence keeps its own. Chosen by task_seed.
+            "flip_labels": 0.0,
             # Threads of the input pipeline.
             "threads": 2,
             # Keep the training clips and noises in the memory of each accelerator and
@@ -223,6 +226,55 @@ def stop() -> ConfigDict:
     )
 
 
+def acoustic_mfcc() -> ConfigDict:
+    """The 13 MFCCs of a frame that the acoustic model takes."""
+    settings = mfcc()
+    settings.num_coefficients = 13
+    return settings
+
+
+def alignment() -> ConfigDict:
+    """How the acoustic model's training finds the HMM state of a frame."""
+    return ConfigDict(
+        {
+            # Share of the stage in which words are cut evenly (flat start); then the
+            # best path under the present weights counts.
+            "flat_fraction": 0.25,
+            # For the flat start: a word is where the energy is above this share of the
+            # range between the quietest and the loudest frame (by the logarithm).
+            "energy_share": 0.5,
+        }
+    )
+
+
+def data_parameters(mode: str = "none") -> ConfigDict:
+    """Trainable temperatures of labels and clips; the values of Saxena et al.'s code.
+
+    Theirs are for ImageNet, and no schedule applies to these rates.
+    """
+    return ConfigDict(
+        {
+            # 'none', 'class', 'instance' or 'joint'.
+            "mode": mode,
+            # Temperatures at the start; instance 0 is 0.001 in 'joint', else 1.
+            "class_initial": 1.0,
+            "instance_initial": 0.0,
+            "class_learning_rate": 0.1,
+            "instance_learning_rate": 0.8,
+            "momentum": 0.9,
+            # Of ½ Σ (ln σ)² over a batch, for the two and for the ln of their sum.
+            "class_decay": 1e-4,
+            "instance_decay": 1e-8,
+            "joint_decay": 0.0,
+            # Temperatures are kept in 1/clamp … clamp.
+            "clamp": 20.0,
+            # A clip in noise is another example than without; SNRs (dB), rising, that
+            # part noisy ones further.
+            "snr_edges_db": (),
+        }
+    )
+
+
 def train_stage() -> ConfigDict:
     """Ordinary training of the network: TC-ResNet's recipe."""
     return ConfigDict(
@@ -249,6 +301,7 @@ def train_stage() -> ConfigDict:
             "condition": training_condition(),
             "spec_augment": spec_augment(),
             "mixup": mixup(),
+            "data_parameters": data_parameters(),
         }
     )
 

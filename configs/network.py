@@ -20,6 +20,17 @@ _TENET = {
     "dropout": 0.5,
     "batch_norm_momentum": 0.99,
 }
+_ACOUSTIC = {
+    # HMM states of each keyword; beside them are background and silence.
+    "states": 6,
+    "hidden": 64,
+    "depth": 5,
+    # Frames on either side: ±9, 19 in all.
+    "context": 9,
+    # Factor of log-likelihoods in scores.
+    "acoustic_scale": 0.1,
+    "batch_norm_momentum": 0.99,
+}
 _RES15 = {"batch_norm_momentum": 0.9}
 # network -> its settings (kws_jax/models/registry.py)
 NETWORKS: dict[str, dict] = {
@@ -30,6 +41,7 @@ NETWORKS: dict[str, dict] = {
     "res15": _RES15,
     "res15_narrow": _RES15,
     "conv_mixer": {"channels": 64, "dropout": 0.0, "batch_norm_momentum": 0.9},
+    "acoustic_dnn": _ACOUSTIC,
     "mbconv": {
         # Of the six searched layers: E1K3 … E6K7, or SKIP but in the first and fourth.
         "layers": ("E6K7",) * 6,
@@ -47,12 +59,21 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """The experiment for the words after the colon."""
     chosen = common.parse(argument, {"network": tuple(NETWORKS), "size": SIZES})
     name, size = chosen["network"], chosen["size"]
-    config = common.base(name)
-    config.network = ConfigDict({"name": name, **NETWORKS[name]})
-    if name == "conv_mixer":
-        config.frontend = common.log_mel()
-    train = common.train_stage()
+    config, train = common.base(name), common.train_stage()
+    choose(config, train, name, NETWORKS[name])
     if size != "paper":
         common.shorten(config, train, demo=size == "demo")
     config.stages = (train,)
     return config.lock()
+
+
+def choose(config: ConfigDict, train: ConfigDict, name: str, settings: dict) -> None:
+    """Sets the network, and what it needs of the front end and of its training."""
+    config.network = ConfigDict({"name": name, **settings})
+    if name == "conv_mixer":
+        config.frontend = common.log_mel()
+    if name == "acoustic_dnn":
+        config.frontend = common.acoustic_mfcc()
+        train.alignment = common.alignment()
+        # Its layers have no batch norm between them, which 0.1 is made for.
+        train.optimizer.learning_rate = 0.02

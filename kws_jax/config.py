@@ -114,6 +114,11 @@ def check(config: ConfigDict) -> None:
         value = (config[group] if group else config)[name]
         if value < 1:
             raise UserError(f"config.{field} = {value}: give at least 1.")
+    if not 0 <= config.data.flip_labels < 1:
+        raise UserError(
+            f"config.data.flip_labels = {config.data.flip_labels}: give a share in "
+            "0 … 1, below 1."
+        )
     if config.steps_per_call > 1 and not config.data.on_device:
         raise UserError(
             f"config.steps_per_call = {config.steps_per_call} needs batches that are "

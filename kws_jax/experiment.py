@@ -91,6 +91,8 @@ def claim_workdir(parts: Parts, folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.json", configs.to_json(parts.config))
         write_json(folder / TASK_FILE, task)
+        if parts.flipped:
+            write_json(folder / "flipped_labels.json", parts.flips())
     networks.keep_given_genotype(parts, folder)
 
 

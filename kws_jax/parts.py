@@ -39,6 +39,7 @@ from kws_jax.data.corpus import (
     Task,
 )
 from kws_jax.data.held_out import NOTHING_HELD_OUT, HeldOut
+from kws_jax.data.label_noise import flip_labels
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.noise_folder import SEEN, UNSEEN, open_noise
 from kws_jax.data.rooms import RoomBank
@@ -87,6 +88,9 @@ class Parts(Setup):
     training_rooms: RoomBank | None = None
     test_rooms: RoomBank | None = None
     held_out: HeldOut = NOTHING_HELD_OUT
+    # Rows of the training split whose labels were flipped, and their labels before.
+    flipped: tuple[int, ...] = ()
+    flipped_from: tuple[int, ...] = ()
 
     @functools.cached_property
     def _programs(self) -> dict[Hashable, Any]:
@@ -159,6 +163,18 @@ class Parts(Setup):
         """
         held = device.read(self.task.train, *self._heard())
         return sharding.replicate(held, self.mesh)
+
+    def flips(self) -> list[dict[str, str]]:
+        """The training clips with a wrong label on purpose: name and both labels."""
+        train = self.task.train
+        return [
+            {
+                "name": str(train.names[row]),
+                "label": self.labels[train.labels[row]],
+                "label_before": self.labels[before],
+            }
+            for row, before in zip(self.flipped, self.flipped_from, strict=True)
+        ]
 
     def check_room(self) -> None:
         """Raises UserError where `resident` would not fit."""
@@ -278,6 +294,12 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
     if beside.unheard is not None:
         console.print(beside.unheard.told())
     keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
+    reference_rms = pipeline.median_rms(task.train, keywords)
+    before = task.train.labels
+    train, flipped = flip_labels(
+        task.train, task.labels, data.flip_labels, data.task_seed
+    )
+    task = dataclasses.replace(task, train=train)
     training_noise, noise = open_noise(
         {SEEN: data.noise_seen, UNSEEN: data.noise_unseen},
         corpus.noise,
@@ -303,11 +325,13 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         ),
         background=_bank(corpus.background.get(TRAIN, ())),
         noise=noise,
-        reference_rms=pipeline.median_rms(task.train, keywords),
+        reference_rms=reference_rms,
         training_noise=training_noise,
         training_rooms=heard_rooms.get(TRAIN),
         test_rooms=heard_rooms.get(TEST),
         held_out=beside,
+        flipped=tuple(flipped.tolist()),
+        flipped_from=tuple(before[flipped].tolist()),
     )
 
 

@@ -40,6 +40,12 @@ def check(stages: Sequence[ConfigDict]) -> None:
                 "validation."
             )
         _check_mixup(stage.mixup, f"{where}.mixup")
+        if stage.mixup.probability > 0 and stage.data_parameters.mode != "none":
+            raise UserError(
+                f"{where}: data parameters belong to one clip and one label, which "
+                "mixup takes from it; set mixup.probability to 0, or "
+                "data_parameters.mode to 'none'."
+            )
         if stage.optimizer_start == "continue" and index:
             _check_continuation(stages[index - 1], stage, where)
 
@@ -65,6 +71,13 @@ def _check_mixup(mixup: ConfigDict, where: str) -> None:
 def _check_continuation(before: ConfigDict, stage: ConfigDict, where: str) -> None:
     if before.kind != "train":
         return
+    for one in (before, stage):
+        if one.data_parameters.mode != "none":
+            raise UserError(
+                f"{where}.optimizer_start = 'continue' does not go with data "
+                f"parameters, which stage {one.name!r} has: each stage makes its own "
+                "table. Say 'restart', or data_parameters.mode 'none'."
+            )
     for field in ("optimizer", "batch_size", "trained_part"):
         if before[field] != stage[field]:
             raise UserError(

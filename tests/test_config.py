@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import convmixer, network, pair_loss
+from configs import convmixer, data_parameters, network, pair_loss
 from kws_jax import command_line
 from kws_jax import config as configs
 from kws_jax.errors import UserError
@@ -30,6 +30,7 @@ ARGUMENTS = {
     "pair_loss": itertools.product(
         ("", *pair_loss.LOSSES), ("", "res15", "tc_resnet8", "conv_mixer"), SIZES
     ),
+    "data_parameters": itertools.product(("", *data_parameters.MODES), SIZES),
 }
 EXPERIMENTS = [
     f"{name}:{','.join(filter(None, words))}"

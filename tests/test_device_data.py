@@ -95,7 +95,7 @@ def assert_same(host, made, tolerance):
         assert {k: (v.dtype, v.shape) for k, v in one.items()} == {
             k: (v.dtype, v.shape) for k, v in other.items()
         }
-        for field in ("label", "index", "mask"):
+        for field in ("label", "index", "mask", "noise_level"):
             np.testing.assert_array_equal(one[field], other[field])
         gap = np.abs(one["audio"].astype(int) - other["audio"])
         assert gap.max() <= tolerance

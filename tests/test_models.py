@@ -33,9 +33,12 @@ PARAMETERS = [
     ("tenet12", {"mtconv": True}, 114_944, 127_488),
     ("tenet6_narrow", {}, 15_424, 16_896),
     ("tenet12_narrow", {}, 27_904, 30_720),
+    # 247·64 + 64 + 4·(64·64 + 64) + 64·62 + 62, with six states for each of ten words;
+    # mean and deviation of 13 features, 62 shares of states, a count.
+    ("acoustic_dnn", {}, 36_542, 36_631),
 ]
 # Features of one second that a network's paper uses, where they are not 40 MFCCs.
-BANDS = {"conv_mixer": 64}
+BANDS = {"conv_mixer": 64, "acoustic_dnn": 13}
 
 
 def model_shapes(model, bands=40):

@@ -33,7 +33,9 @@ def small(name, settings):
 
 
 def test_every_class_of_network_is_tested_here():
-    assert {MODELS[name][0] for name, _ in SMALL} == {c for c, _ in MODELS.values()}
+    # The acoustic model has no embedding of a clip; it is tested in test_acoustic.py.
+    classes = {c for name, (c, _) in MODELS.items() if name != "acoustic_dnn"}
+    assert {MODELS[name][0] for name, _ in SMALL} == classes
 
 
 @pytest.mark.parametrize(("name", "settings"), SMALL)

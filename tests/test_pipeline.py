@@ -63,6 +63,7 @@ def test_batch_has_the_stated_fields_and_types():
         "label": ("int32", (10,)),
         "index": ("int32", (10,)),
         "mask": ("bool", (10,)),
+        "noise_level": ("float32", (10,)),
     }
     np.testing.assert_array_equal(batch["label"], batch["index"] % 5)
     assert batch["mask"].all()

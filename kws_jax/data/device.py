@@ -153,6 +153,7 @@ def make_batch(
         "label": inputs["label"],
         "index": inputs["index"],
         "mask": mask,
+        "noise_level": inputs["noise_level"],
     }
 
 

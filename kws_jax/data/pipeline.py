@@ -80,8 +80,8 @@ def train_batches(
 
     Returns:
       An iterator of dicts: `audio` int16 [b, CLIP_SAMPLES], `label` int32 [b], `index`
-      int32 [b] (row of the split), `mask` bool [b] (all True), with b = batch_size /
-      process_count.
+      int32 [b] (row of the split), `mask` bool [b] (all True), `noise_level` float32
+      [b] (10^(-snr/20), 0 without noise), with b = batch_size / process_count.
 
     Raises:
       UserError: an empty split, a condition that makes no sense or lacks its
@@ -259,7 +259,13 @@ class _Mixer:
             dry = tf.cast(clips * FULL_SCALE, tf.int16)
             audio = tf.where(reverberant[:, None], audio, dry)
         audio = tf.where(mask[:, None], audio, tf.zeros_like(audio))
-        return {"audio": audio, "label": label, "index": index, "mask": mask}
+        return {
+            "audio": audio,
+            "label": label,
+            "index": index,
+            "mask": mask,
+            "noise_level": level,
+        }
 
     @property
     def cut_types(self) -> tuple[tf.DType, ...]:

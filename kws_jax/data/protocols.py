@@ -250,7 +250,7 @@ def _choose_unknown(
         )
     if percent is None:
         return others
-    order = [_digest(seed, names[row]) for row in others]
+    order = [digest(seed, names[row]) for row in others]
     return others[np.argsort(order, kind="stable")[:wanted]]
 
 
@@ -322,7 +322,7 @@ class _SilenceCrops:
 
     def __call__(self, row: int) -> np.ndarray:
         which, where, volume = (
-            _digest(self._key, f"{row}/{draw}") / 2**64 for draw in range(3)
+            digest(self._key, f"{row}/{draw}") / 2**64 for draw in range(3)
         )
         audio = self._recordings[int(which * len(self._recordings))].audio
         start = int(where * max(len(audio) - CLIP_SAMPLES + 1, 1))
@@ -331,6 +331,6 @@ class _SilenceCrops:
         return np.rint(crop * volume).astype(np.int16)
 
 
-def _digest(seed: int | str, name: str) -> int:
+def digest(seed: int | str, name: str) -> int:
     """A uniform 64-bit number that depends on its arguments alone."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big")

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 
 from kws_jax.errors import UserError, nearest
+from kws_jax.models import acoustic_dnn
 from kws_jax.models.conv_mixer import ConvMixer
 from kws_jax.models.genotype import Genotype, load_genotype
 from kws_jax.models.mbconv import ACTIVATIONS, MBConvNet, are_layers
@@ -27,12 +28,18 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "tenet6": (TENet, {"depth": 6, "channels": 32}),
     "tenet12": (TENet, {"depth": 12, "channels": 32}),
     "tenet6_narrow": (TENet, {"depth": 6, "channels": 16}),
+    acoustic_dnn.NETWORK: (acoustic_dnn.AcousticDNN, {}),
     "tenet12_narrow": (TENet, {"depth": 12, "channels": 16}),
 }
 # setting -> (what is expected of it, its test)
 RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "width": ("a number of at least 1/16", lambda value: value >= 1 / 16),
     "channels": ("a whole number of at least 1", lambda value: value >= 1),
+    "states": ("a whole number of at least 1", lambda value: value >= 1),
+    "depth": ("a whole number of at least 1", lambda value: value >= 1),
+    "hidden": ("a whole number of at least 1", lambda value: value >= 1),
+    "context": ("a whole number of at least 0", lambda value: value >= 0),
+    "acoustic_scale": ("a number above 0", lambda value: value > 0),
     "dropout": ("a share in [0, 1)", lambda value: 0 <= value < 1),
     "se_reduction": ("a whole number of at least 1", lambda value: value >= 1),
     "layers": (

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kws_jax.report import (
+    data_parameter_plots,
     detection,
     embedding_plot,
     false_accepts,
@@ -30,7 +31,8 @@ def write_report(workdir: str | Path) -> Path:
     """Writes `workdir/report.html` from the files of the workdir alone.
 
     A pure function of config.json, results.json and, where they exist, metrics.jsonl,
-    architecture.jsonl, genotype.json and evaluation.json, so it can be called at any
+    architecture.jsonl, data_parameters.jsonl and .json, genotype.json and
+    evaluation.json, so it can be called at any
     time, also while the run goes on; a section whose file is missing is left out.
 
     Args:
@@ -211,6 +213,14 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
         plots.architecture,
     ),
     ("learning", "Learning curves", "", plots.learning_curves),
+    (
+        "data-parameters",
+        "Data parameters",
+        "The temperature σ of a clip or a label divides its logits in training: where "
+        "it is large, the clip teaches little. Means over the clips of an epoch, as "
+        "they were heard.",
+        data_parameter_plots.data_parameters,
+    ),
     ("config", "Configuration", "", tables.config_details),
     ("results", "All results", "", tables.results_table),
     ("reproduce", "How to reproduce", "", tables.reproduce),

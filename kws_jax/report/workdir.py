@@ -42,6 +42,8 @@ class Run:
       results: results.json, one Measure per row.
       metrics: the lines of metrics.jsonl, one per (stage, split, step).
       architecture: the lines of architecture.jsonl, one per (stage, step).
+      data_parameters: the lines of data_parameters.jsonl, one per (stage, step).
+      data_parameter_summary: data_parameters.json, stage -> its last values.
       genotype: genotype.json of a searched network.
       evaluation: evaluation.json: labels and confusion matrices.
       detection: detection.json: thresholds, and the errors on continuous audio.
@@ -54,6 +56,8 @@ class Run:
     results: Sequence[Measure]
     metrics: Sequence[Mapping[str, Any]] = ()
     architecture: Sequence[Mapping[str, Any]] = ()
+    data_parameters: Sequence[Mapping[str, Any]] = ()
+    data_parameter_summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     genotype: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] | None = None
     detection: Mapping[str, Any] | None = None
@@ -149,6 +153,10 @@ def read_run(workdir: str | Path) -> Run:
         results=parse_results(_read_json(results, required=True), str(results)),
         metrics=_read_lines(workdir / "metrics.jsonl", ("stage", "split", "step")),
         architecture=_read_lines(workdir / "architecture.jsonl", ("stage", "step")),
+        data_parameters=_read_lines(
+            workdir / "data_parameters.jsonl", ("stage", "step")
+        ),
+        data_parameter_summary=_read_json(workdir / "data_parameters.json") or {},
         genotype=_read_genotype(workdir / "genotype.json"),
         evaluation=_read_json(workdir / "evaluation.json"),
         detection=_read_json(workdir / "detection.json"),

@@ -10,7 +10,16 @@ from kws_jax.data.conditions import Condition
 from kws_jax.data.mixing import check_condition
 from kws_jax.errors import UserError
 from kws_jax.parts import Parts, Setup
-from kws_jax.stages import draw, embed, networks, runner, search, train
+from kws_jax.stages import (
+    acoustic,
+    data_parameters,
+    draw,
+    embed,
+    networks,
+    runner,
+    search,
+    train,
+)
 from kws_jax.training import sharding
 from kws_jax.training.checkpoints import saving, write_json
 from kws_jax.training.optimizers import create_optimizer
@@ -51,6 +60,8 @@ def check(parts: Parts, folder: Path) -> None:
             parts.recipe(parts.task.train, stage)
         if stage.kind == "train":
             train.check(parts, stage)
+    acoustic.check(parts)
+    data_parameters.check(parts, folder)
     if parts.config.data.on_device:
         parts.check_room()
     finds = any(stage.kind in _FINDS_GENOTYPE for stage in stages)

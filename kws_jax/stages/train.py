@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
@@ -17,12 +18,18 @@ from kws_jax.data.conditions import CLEAN
 from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import result
 from kws_jax.frontends.spec_augment import spec_augment
+from kws_jax.models.acoustic_dnn import AcousticDNN
 from kws_jax.parts import Parts, Setup
-from kws_jax.stages import feeding, networks, runner
+from kws_jax.stages import acoustic, data_parameters, feeding, networks, runner
 from kws_jax.training.loop import StagePlan
 from kws_jax.training.mixup import with_mixup
 from kws_jax.training.optimizers import create_optimizer, for_part, updates_made
-from kws_jax.training.state import WEIGHTS, TrainState, create_train_state
+from kws_jax.training.state import (
+    DATA_PARAMETERS,
+    WEIGHTS,
+    TrainState,
+    create_train_state,
+)
 from kws_jax.training.step import LossFn, accuracy, make_train_step
 
 PyTree = Any
@@ -52,11 +59,17 @@ def features_for_training(
 
 
 def classification_loss(
-    parts: Parts, stage: ConfigDict, model: nn.Module, *, compute_dtype: str = "float32"
+    parts: Parts,
+    stage: ConfigDict,
+    model: nn.Module,
+    *,
+    compute_dtype: str = "float32",
+    table: data_parameters.StageTable | None = None,
 ) -> LossFn:
     """The stage's objective on the network's logits, smoothed, as a LossFn.
 
     Where a batch has a `target` [b, k], as after mixup, it stands for the `label`.
+    With a `table`, its data parameters divide the logits and are trained too.
     """
     loss_of = runner.objective_of(stage).loss
     infer: Callable[..., tuple[jax.Array, PyTree]] = networks.infer_in_training
@@ -75,8 +88,9 @@ def classification_loss(
             rngs={"dropout": dropout_key},
             compute_dtype=compute_dtype,
         )
+        scaled = table.scale(trees, logits, batch) if table else logits
         loss = loss_of(
-            logits,
+            scaled,
             batch.get("target", batch["label"]),
             batch["mask"],
             label_smoothing=stage.label_smoothing,
@@ -85,6 +99,9 @@ def classification_loss(
             "loss": loss,
             "accuracy": accuracy(logits, batch["label"], batch["mask"]),
         }
+        if table:
+            measures["penalty"] = table.penalty(trees, batch)
+            loss += measures["penalty"]
         return loss, (measures, batch_stats)
 
     return loss_fn
@@ -108,30 +125,49 @@ class Learner:
 
 
 def create_learner(
-    parts: Parts, stage: ConfigDict, model: nn.Module, plan: StagePlan
+    parts: Parts,
+    stage: ConfigDict,
+    model: nn.Module,
+    plan: StagePlan,
+    table: data_parameters.StageTable | None = None,
 ) -> Learner:
-    """The learner of a stage, the same object for stages that would have equal ones."""
-    depends = recipes.depends_on_length(stage.optimizer) or _mixup_ends(stage)
+    """The learner of a stage, the same object for stages that would have equal ones.
+
+    A stage with a `table` of data parameters has one of its own.
+    """
+    if table:
+        return _create_learner(parts, stage, model, plan, table)
+    depends = (
+        recipes.depends_on_length(stage.optimizer)
+        or _mixup_ends(stage)
+        or isinstance(model, AcousticDNN)
+    )
     what = (
         model,
         FrozenConfigDict({k: v for k, v in stage.items() if k not in _BESIDE_PROGRAM}),
         plan.total_steps if depends else None,
         plan.steps_per_epoch,
     )
-    return parts.once(what, lambda: _create_learner(parts, stage, model, plan))
+    return parts.once(what, lambda: _create_learner(parts, stage, model, plan, None))
 
 
 def _create_learner(
-    parts: Parts, stage: ConfigDict, model: nn.Module, plan: StagePlan
+    parts: Parts,
+    stage: ConfigDict,
+    model: nn.Module,
+    plan: StagePlan,
+    table: data_parameters.StageTable | None,
 ) -> Learner:
     transformation, schedule = create_optimizer(
         stage.optimizer, plan.total_steps, steps_per_epoch=plan.steps_per_epoch
     )
     transformations = {WEIGHTS: for_part(transformation, stage.trained_part)}
-    loss_fn = classification_loss(
-        parts, stage, model, compute_dtype=parts.config.compute_dtype
+    if table:
+        transformations[DATA_PARAMETERS] = table.transformation()
+    loss_fn = _loss_of(parts, stage, model, plan, table)
+    step: feeding.Step = make_train_step(
+        loss_fn, transformations, trained=tuple(transformations)
     )
-    step: feeding.Step = make_train_step(loss_fn, transformations)
     if stage.mixup.probability:
         step = with_mixup(
             step,
@@ -147,6 +183,29 @@ def _create_learner(
         return networks.infer(model, variables_of(state), features)
 
     return Learner(transformations, schedule, step, logits_of)
+
+
+def _loss_of(
+    parts: Parts,
+    stage: ConfigDict,
+    model: nn.Module,
+    plan: StagePlan,
+    table: data_parameters.StageTable | None,
+) -> LossFn:
+    compute_dtype = parts.config.compute_dtype
+    if not isinstance(model, AcousticDNN):
+        return classification_loss(
+            parts, stage, model, compute_dtype=compute_dtype, table=table
+        )
+    return acoustic.frame_loss(
+        parts,
+        stage,
+        model,
+        functools.partial(features_for_training, parts, stage),
+        round(stage.alignment.flat_fraction * plan.total_steps),
+        compute_dtype=compute_dtype,
+        table=table,
+    )
 
 
 def _mixup_ends(stage: ConfigDict) -> bool:
@@ -170,8 +229,16 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     stage = parts.config.stages[index]
     model = networks.create_network(parts, folder)
     plan = runner.plan_of(parts, index, len(parts.task.train))
-    learner = create_learner(parts, stage, model, plan)
-    state = starting_state(parts, index, folder, model, learner.transformations)
+    table = data_parameters.create_stage_table(parts, index, folder)
+    learner = create_learner(parts, stage, model, plan, table)
+    state = starting_state(
+        parts,
+        index,
+        folder,
+        model,
+        learner.transformations,
+        table.trees() if table else {},
+    )
     updates = updates_made(state.opt_state[WEIGHTS])
     feed = feeding.create_feed(
         parts,
@@ -191,7 +258,10 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         logits_of=learner.logits_of,
         plan=plan,
         schedule=lambda step: learner.schedule(updates + step),
+        **(table.hooks(plan) if table else {}),
     )
+    if table:
+        table.write_summary(state)
     steps = int(state.step)
     measures = {
         **networks.size_of(parts, model, variables_of(state)),
@@ -215,18 +285,20 @@ def starting_state(
     folder: Path,
     model: nn.Module,
     transformations: dict[str, Any],
+    more_trees: Mapping[str, PyTree] = MappingProxyType({}),
 ) -> TrainState:
-    """Where a stage begins.
+    """Where a stage begins; `more_trees` are what it trains beside the weights.
 
     After a stage that trained the network, that is its best weights and statistics, and
     where optimizer_start says 'continue' also its optimiser as it was in the end, so
     that the schedule goes on. Else it is weights that depend on config.seed alone.
     """
     if not runner.follows_training(parts, index):
-        return initial_state(parts, model, transformations)
-    like = _state_shapes(parts, model, transformations)
+        return initial_state(parts, model, transformations, more_trees)
+    like = _state_shapes(parts, model, {WEIGHTS: transformations[WEIGHTS]})
     best = runner.best_state(parts, index - 1, folder, like)
-    state = create_train_state(best.trees, best.batch_stats, transformations)
+    trees = {**best.trees, **more_trees}
+    state = create_train_state(trees, best.batch_stats, transformations)
     if runner.continues_optimizer(parts, index):
         last = runner.last_state(parts, index - 1, folder, like)
         state = state.replace(opt_state=last.opt_state)
@@ -247,14 +319,18 @@ def _state_shapes(
 
 
 def initial_state(
-    setup: Setup, model: nn.Module, transformations: dict[str, Any]
+    setup: Setup,
+    model: nn.Module,
+    transformations: dict[str, Any],
+    more_trees: Mapping[str, PyTree] = MappingProxyType({}),
 ) -> TrainState:
     """A fresh state; the weights depend on config.seed alone."""
     variables = networks.initial_variables(
         model, jax.random.key(setup.config.seed), networks.sample_features(setup)
     )
     params, batch_stats = networks.split_variables(variables)
-    return create_train_state({WEIGHTS: params}, batch_stats, transformations)
+    trees = {WEIGHTS: params, **more_trees}
+    return create_train_state(trees, batch_stats, transformations)
 
 
 def variables_of(state: TrainState) -> dict[str, PyTree]:

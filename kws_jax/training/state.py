@@ -8,6 +8,9 @@ import jax.numpy as jnp
 import optax
 
 WEIGHTS, ARCHITECTURE = "weights", "architecture"
+DATA_PARAMETERS = "data_parameters"
+# Trees that training alone has use for.
+_TRAINING_ONLY = (DATA_PARAMETERS,)
 
 PyTree = Any
 
@@ -60,5 +63,6 @@ def apply_gradients(
 
 
 def without_optimizers(state: TrainState) -> TrainState:
-    """The state as it is used after training."""
-    return state.replace(opt_state={})
+    """The state as it is used after training, without data parameters too."""
+    kept = {k: tree for k, tree in state.trees.items() if k not in _TRAINING_ONLY}
+    return state.replace(trees=kept, opt_state={})

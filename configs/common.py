@@ -41,13 +41,16 @@ def data() -> ConfigDict:
             # has: its background recordings are seen, being added in training.
             "noise_seen": "",
             "noise_unseen": "",
+            # Share of the training clips, of whole speakers; for small training sets.
+            "train_fraction": 1.0,
             # For 'synthetic': training clips of each keyword.
             "clips_per_word": 150,
             # Order of the clips, draws of their disturbance, halves of a search; model
             # initialisation has config.seed.
             "seed": 0,
-            # Which clips stand for unknown and silence, in the test too; the voices of
-            # synthetic speech. Runs that are compared share it.
+            # Which clips stand for unknown and silence, in the test too; which speakers
+            # train_fraction keeps; the voices of synthetic speech. Runs that are
+            # compared share it.
             "task_seed": 0,
             # Threads of the input pipeline.
             "threads": 2,
@@ -209,6 +212,9 @@ def base(name: str) -> ConfigDict:
             "compute_dtype": "float32",
             "data": data(),
             "frontend": mfcc(),
+            # What the features go through first: 'none', 'dynamic', 'dynamic_conv' or
+            # 'light_conv'; their settings stand in configs/dynamic_filter.py.
+            "front_filter": ConfigDict({"name": "none"}),
             "evaluation": evaluation(),
         }
     )

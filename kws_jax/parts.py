@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kws_jax import config as configs
-from kws_jax.data import device, draws, pipeline, protocols, sources
+from kws_jax.data import device, draws, pipeline, protocols, sources, training_share
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import SILENCE, TRAIN, UNKNOWN, Corpus, Recording, Split, Task
 from kws_jax.data.folder import read_noise_folder
@@ -192,11 +192,15 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         silence=data.silence,
         seed=data.task_seed,
     )
+    # Of all training clips, so that the tests are the same for every train_fraction.
+    keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
+    reference_rms = pipeline.median_rms(task.train, keywords)
+    fraction = data.get("train_fraction", 1.0)
+    task = training_share.keep_speakers(task, fraction, data.task_seed)
     console.print(
         f"Task: {len(task.labels)} labels; {len(task.train):,} training, "
         f"{len(task.validation):,} validation, {len(task.test):,} test clips"
     )
-    keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
     noise = _noise_banks(data, corpus.noise)
     return Parts(
         config=config,
@@ -207,7 +211,7 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         fingerprint=_fingerprint(corpus, noise),
         background=_bank(corpus.background.get(TRAIN, ())),
         noise=noise,
-        reference_rms=pipeline.median_rms(task.train, keywords),
+        reference_rms=reference_rms,
     )
 
 

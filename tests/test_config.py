@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import network
+from configs import dynamic_filter, network
 from kws_jax import command_line
 from kws_jax import config as configs
 from kws_jax.errors import UserError
@@ -23,6 +23,7 @@ ARGUMENTS = {
     ),
     "tc_resnet": itertools.product(("", "8", "8-1.5", "14", "14-1.5"), SIZES),
     "network": itertools.product(("", *network.NETWORKS), SIZES),
+    "dynamic_filter": itertools.product(("", *dynamic_filter.FILTERS), SIZES),
 }
 EXPERIMENTS = [
     f"{name}:{','.join(filter(None, words))}"

@@ -12,6 +12,7 @@ from kws_jax.frontends.spec_augment import spec_augment
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts, Setup
 from kws_jax.stages import feeding, networks, runner
+from kws_jax.stages.epochs import EPOCH, with_epoch
 from kws_jax.training.optimizers import create_optimizer
 from kws_jax.training.state import WEIGHTS, TrainState, create_train_state
 from kws_jax.training.step import LossFn, accuracy, make_train_step
@@ -46,6 +47,7 @@ def classification_loss(
             features,
             rngs={"dropout": dropout_key},
             compute_dtype=compute_dtype,
+            epoch=batch.get(EPOCH),
         )
         loss = softmax_cross_entropy(
             logits, batch["label"], batch["mask"], label_smoothing=stage.label_smoothing
@@ -71,13 +73,17 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     transformation, schedule = create_optimizer(stage.optimizer, plan.total_steps)
     transformations = {WEIGHTS: transformation}
     state = initial_state(parts, model, transformations)
-    if index and parts.config.stages[index - 1].kind == stage.kind:
+    goes_on = index > 0 and parts.config.stages[index - 1].kind == stage.kind
+    if goes_on:
         before = runner.best_state(parts, index - 1, folder, state)
         state = state.replace(trees=before.trees, batch_stats=before.batch_stats)
     loss_fn = classification_loss(
         parts, stage, model, compute_dtype=parts.config.compute_dtype
     )
-    step = make_train_step(loss_fn, transformations)
+    step: feeding.Step = make_train_step(loss_fn, transformations)
+    if not goes_on:
+        # What changes with the epochs has come to its end where a stage goes on.
+        step = with_epoch(step, model, plan)
     feed = feeding.create_feed(
         parts,
         stage,

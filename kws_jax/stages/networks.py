@@ -150,7 +150,7 @@ def infer_in_training(
     `infer`, for validation and tests, always computes in float32. `epoch`, where given,
     tells a network behind a front filter how far its training is.
     """
-    progress = {} if epoch is None else {"epoch": epoch}
+    progress: dict[str, Any] = {} if epoch is None else {"epoch": epoch}
     params, batch_stats = split_variables(variables)
     rounded = jax.tree.map(lambda leaf: leaf.astype(compute_dtype), params)
     logits, updated = model.apply(

@@ -64,13 +64,16 @@ def data() -> ConfigDict:
             # Share of the rooms that is kept for the test.
             "rooms_test_fraction": 0.3,
             "simulated_rooms": simulated_rooms(),
+            # Share of the training clips, of whole speakers; for small training sets.
+            "train_fraction": 1.0,
             # For 'synthetic': training clips of each keyword.
             "clips_per_word": 150,
             # Order of the clips, draws of their disturbance, halves of a search; model
             # initialisation has config.seed.
             "seed": 0,
-            # Which clips stand for unknown and silence, in the test too; the voices of
-            # synthetic speech. Runs that are compared share it.
+            # Which clips stand for unknown and silence, in the test too; which speakers
+            # train_fraction keeps; the voices of synthetic speech. Runs that are
+            # compared share it.
             "task_seed": 0,
             # Share of the training clips that get another label, to see what training
             # makes of them; silence keeps its own. Chosen by task_seed.
@@ -390,6 +393,9 @@ def base(name: str) -> ConfigDict:
             "compute_dtype": "float32",
             "data": data(),
             "frontend": mfcc(),
+            # What the features go through first: 'none', 'dynamic', 'dynamic_conv' or
+            # 'light_conv'; their settings stand in configs/dynamic_filter.py.
+            "front_filter": ConfigDict({"name": "none"}),
             "evaluation": evaluation(),
             "detection": detection(),
         }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 from kws_jax import command_line
 from kws_jax import config as configs
@@ -101,6 +102,12 @@ def read_rows(workdirs: Sequence[Path]) -> list[Row]:
 
 def _name(folder: Path) -> str:
     config = configs.load_workdir(folder)
+    name = _network_name(config)
+    front = config.get("front_filter", {}).get("name", "none")
+    return name if front == "none" else f"{front} > {name}"
+
+
+def _network_name(config: ConfigDict) -> str:
     if "search" in config:
         kinds = {stage.kind for stage in config.stages}
         if config.network.genotype:

@@ -92,6 +92,12 @@ def check(config: ConfigDict) -> None:
             f"config.data.source = {config.data.source!r} is unknown; "
             f"{nearest(config.data.source, SOURCES)}"
         )
+    # Experiments of versions without train_fraction have no such field.
+    share = config.data.get("train_fraction", 1.0)
+    if not 0 < share <= 1:
+        raise UserError(
+            f"config.data.train_fraction = {share:g}: give a number above 0, at most 1."
+        )
     if not config.stages:
         raise UserError("config.stages is empty: give at least one stage.")
     for field, seed in {

@@ -25,6 +25,7 @@ from kws_jax.data import (
     rooms,
     sources,
     synthetic_unknown,
+    training_share,
     tuples,
 )
 from kws_jax.data.conditions import Condition
@@ -285,6 +286,10 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
         silence=data.silence,
         seed=data.task_seed,
     )
+    # Of all training clips, so that the tests are the same for every train_fraction.
+    keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
+    reference_rms = pipeline.median_rms(task.train, keywords)
+    task = training_share.keep_speakers(task, data.train_fraction, data.task_seed)
     task, spoken = _with_synthetic_unknown(task, data, unheard, console)
     console.print(
         f"Task: {len(task.labels)} labels; {len(task.train):,} training, "
@@ -293,8 +298,6 @@ def build_parts(config: ConfigDict, console: Console) -> Parts:
     beside = held_out.collect(corpus, task.labels, unheard)
     if beside.unheard is not None:
         console.print(beside.unheard.told())
-    keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
-    reference_rms = pipeline.median_rms(task.train, keywords)
     before = task.train.labels
     train, flipped = flip_labels(
         task.train, task.labels, data.flip_labels, data.task_seed

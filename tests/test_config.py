@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import convmixer, data_parameters, network, pair_loss
+from configs import (
+    convmixer,
+    data_parameters,
+    dynamic_filter,
+    network,
+    pair_loss,
+)
 from kws_jax import command_line
 from kws_jax import config as configs
 from kws_jax.errors import UserError
@@ -31,6 +37,7 @@ ARGUMENTS = {
         ("", *pair_loss.LOSSES), ("", "res15", "tc_resnet8", "conv_mixer"), SIZES
     ),
     "data_parameters": itertools.product(("", *data_parameters.MODES), SIZES),
+    "dynamic_filter": itertools.product(("", *dynamic_filter.FILTERS), SIZES),
 }
 EXPERIMENTS = [
     f"{name}:{','.join(filter(None, words))}"

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from network_values import conv_same, random_variables
 
-from configs import network
+from configs import dynamic_filter, network
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import create_frontend
-from kws_jax.models import blocks, registry
+from kws_jax.models import blocks, front_filter, registry
 from kws_jax.models.counting import (
+    count_macs,
     count_parameters,
     count_parameters_with_statistics,
 )
@@ -37,6 +38,14 @@ PARAMETERS = [
     # mean and deviation of 13 features, 62 shares of states, a count.
     ("acoustic_dnn", {}, 36_542, 36_631),
 ]
+# (front filter, settings) -> trainable parameters and MACs at 98 frames of 40 features
+FILTERS = [
+    ("dynamic", {}, 5_378, 75_720),
+    ("dynamic", {"din": False}, 2_258, 72_520),
+    ("dynamic_conv", {}, 5_414, 123_000),
+    ("light_conv", {}, 4_976, 497_840),
+    ("light_conv", {"gated": False}, 56, 27_440),
+]
 # Features of one second that a network's paper uses, where they are not 40 MFCCs.
 BANDS = {"conv_mixer": 64, "acoustic_dnn": 13}
 
@@ -54,6 +63,44 @@ def test_parameter_counts_are_exact(name, settings, trainable, with_stats):
     variables = model_shapes(model, BANDS.get(name, 40))
     assert count_parameters(variables["params"]) == trainable
     assert count_parameters_with_statistics(variables) == with_stats
+
+
+@pytest.mark.parametrize(("name", "settings", "parameters", "macs"), FILTERS)
+def test_counts_of_front_filters_are_exact(name, settings, parameters, macs):
+    model = front_filter.create_filter(name, 40, **settings)
+    variables = model_shapes(model)
+    assert count_parameters(variables["params"]) == parameters
+    assert count_parameters_with_statistics(variables) == parameters
+    features = jax.ShapeDtypeStruct((1, 98, 40), jnp.float32)
+    counted = count_macs(
+        lambda v, x: model.apply(v, x, train=False), variables, features
+    )
+    assert counted == macs
+
+
+def test_every_front_filter_has_known_counts_and_a_word_of_its_config():
+    assert {name for name, *_ in FILTERS} == set(front_filter.FILTERS)
+    words = {settings["name"] for settings in dynamic_filter.FILTERS.values()}
+    assert words == {front_filter.NONE, *front_filter.FILTERS}
+
+
+def test_network_behind_a_filter_has_the_parameters_of_both():
+    tenet = registry.create_model("tenet12", 12)
+    variables = model_shapes(front_filter.filtered(tenet, "dynamic", 40))
+    own, plain = variables["params"]["network"], model_shapes(tenet)["params"]
+    assert set(variables["params"]) == {"front_filter", "network"}
+    assert jax.tree.structure(own) == jax.tree.structure(plain)
+    assert count_parameters(variables["params"]) == 94_208 + 5_378
+    assert count_parameters_with_statistics(variables) == 105_218
+
+
+@pytest.mark.parametrize("word", dynamic_filter.FILTERS)
+def test_configs_give_all_settings_of_a_front_filter(word):
+    config = dynamic_filter.get_config(word)
+    settings = {k: v for k, v in config.front_filter.items() if k != "name"}
+    name = config.front_filter.name
+    known = front_filter.filter_settings(name) if name != front_filter.NONE else ()
+    assert set(settings) == set(known)
 
 
 @pytest.mark.parametrize("name", network.NETWORKS)

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.extend import core as jex_core
 
+from kws_jax.ops.example_conv import MULTIPLY_ADDS
+
 PyTree = Any
 
 
@@ -30,8 +32,9 @@ def count_macs(fn: Callable, *args: Any) -> int:
 
     A convolution has output size × kernel taps × input channels / groups of them (taps
     that fall on padding are counted), a matrix product output size × contracted size.
-    Sums, products by element, norms and pooling are not counted. Where platforms have
-    forms of their own, the plain one counts. `args` may be jax.ShapeDtypeStruct;
+    Sums, products by element, norms and pooling are not counted, but for the products
+    that make up a convolution (those under the name MULTIPLY_ADDS). Where platforms
+    have forms of their own, the plain one counts. `args` may be jax.ShapeDtypeStruct;
     nothing is computed.
 
     Raises:
@@ -56,6 +59,8 @@ def _count_equation(equation: jex_core.JaxprEqn) -> int:
         contracted = params["dimension_numbers"][0][0]
         shape = operands[0].shape
         return results[0].size * math.prod(shape[i] for i in contracted)
+    if name == "mul" and MULTIPLY_ADDS in str(equation.source_info.name_stack):
+        return results[0].size
     counts = [_count(jaxpr) for jaxpr in _inner(params)]
     if name == "while" and any(counts):
         raise ValueError("cannot count a while loop: its length is not known")

@@ -82,7 +82,7 @@ def summary(run: Run) -> Markup:
     """What was made, on which data, and how good and how large it is: a sentence."""
     accuracy = run.find("accuracy")
     parameters, macs = run.size("parameters"), run.size("macs")
-    start = [_network_name(run), f" for {_data_name(run)}"]
+    start = [_network_name(run), _filter_name(run), f" for {_data_name(run)}"]
     if accuracy is None:
         return join([*start, " has no test result yet."])
     clips = f" of {text.plural(accuracy.count, 'test clip')}" if accuracy.count else ""
@@ -110,6 +110,16 @@ def _network_name(run: Run) -> str:
     if method == "random":
         return "A network drawn at random"
     return f"A network found by {_METHODS.get(method, method)}"
+
+
+def _filter_name(run: Run) -> str:
+    front = str((run.config.get("front_filter") or {}).get("name", "none"))
+    names = {
+        "dynamic": "the dynamic filter",
+        "dynamic_conv": "a dynamic convolution",
+        "light_conv": "a lightweight convolution",
+    }
+    return "" if front == "none" else f" behind {names.get(front, front)}"
 
 
 def _data_name(run: Run) -> str:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kws_jax.errors import UserError
-from kws_jax.models import counting
+from kws_jax.models import counting, front_filter
 from kws_jax.models.genotype import Genotype, load_genotype, published
 from kws_jax.models.registry import create_model
 from kws_jax.parts import Setup
@@ -47,7 +47,20 @@ def create_network(setup: Setup, folder: Path) -> nn.Module:
             "give a JSON file or a published name (such as autokws-noisydarts), or "
             "add a stage of kind 'search' or 'random_search' before 'train'."
         )
-    return create_model(setup.config.network.name, len(setup.labels), **settings)
+    model = create_model(setup.config.network.name, len(setup.labels), **settings)
+    return behind_filter(setup, model)
+
+
+def behind_filter(setup: Setup, network: nn.Module) -> nn.Module:
+    """The network behind the front filter of the config, if that names one.
+
+    Raises:
+      UserError: for a filter that is unknown or does not fit.
+    """
+    # Experiments of versions without front filters have no such group.
+    settings = dict(setup.config.get("front_filter", {"name": front_filter.NONE}))
+    name, bands = settings.pop("name"), setup.frontend.shape[-1]
+    return front_filter.filtered(network, name, bands, **settings)
 
 
 def keep_given_genotype(setup: Setup, folder: Path) -> None:
@@ -75,14 +88,15 @@ def keep_genotype(genotype: Genotype, folder: Path) -> None:
 
 
 def check_network(setup: Setup) -> None:
-    """Checks the settings of a network that is yet to be found.
+    """Checks the settings of a network that is yet to be found, and of its filter.
 
     Raises:
       UserError: as `create_network`.
     """
     settings = {k: v for k, v in setup.config.network.items() if k != "name"}
     settings["genotype"] = next(iter(published().values()))
-    create_model(setup.config.network.name, len(setup.labels), **settings)
+    model = create_model(setup.config.network.name, len(setup.labels), **settings)
+    behind_filter(setup, model)
 
 
 def sample_features(setup: Setup) -> jax.Array:
@@ -134,6 +148,7 @@ def infer_in_training(
     rngs: dict[str, jax.Array],
     compute_dtype: str = "float32",
     method: str = "__call__",
+    epoch: jax.Array | None = None,
 ) -> tuple[jax.Array, PyTree]:
     """Logits [b, k] with the batch's own statistics, and new running statistics.
 
@@ -142,8 +157,10 @@ def infer_in_training(
     The network computes in `compute_dtype`: parameters and features are rounded to it
     where they enter, so gradients by them arrive in float32 again. Statistics are
     summed and kept in float32 (Flax's batch norm does so), and logits are float32.
-    `infer`, for validation and tests, always computes in float32.
+    `infer`, for validation and tests, always computes in float32. `epoch`, where given,
+    tells a network behind a front filter how far its training is.
     """
+    progress: dict[str, Any] = {} if epoch is None else {"epoch": epoch}
     params, batch_stats = split_variables(variables)
     rounded = jax.tree.map(lambda leaf: leaf.astype(compute_dtype), params)
     logits, updated = model.apply(
@@ -154,6 +171,7 @@ def infer_in_training(
         mutable=["batch_stats"],
         rngs=rngs,
         method=method,
+        **progress,
     )
     return logits.astype(jnp.float32), updated.get("batch_stats", {})
 

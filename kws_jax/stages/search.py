@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,6 +23,7 @@ from kws_jax.search.methods import Darts
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
 from kws_jax.stages import feeding, networks, runner
+from kws_jax.stages.epochs import EPOCH, with_epoch
 from kws_jax.stages.train import features_for_training, variables_of
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.loop import StagePlan
@@ -91,7 +93,7 @@ def halves(split: Split, seed: int) -> tuple[Split, Split]:
 def search_loss(
     parts: Parts,
     stage: ConfigDict,
-    supernet: SuperNet,
+    supernet: nn.Module,
     method: Darts,
     *,
     compute_dtype: str = "float32",
@@ -110,6 +112,7 @@ def search_loss(
             method.op_weights(trees[ARCHITECTURE]),
             rngs={"dropout": dropout_key, "noise": noise_key},
             compute_dtype=compute_dtype,
+            epoch=batch.get(EPOCH),
         )
         loss = softmax_cross_entropy(
             logits, batch["label"], batch["mask"], label_smoothing=stage.label_smoothing
@@ -127,12 +130,16 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     """Searches, writes genotype.json and returns rows for results.json."""
     stage = parts.config.stages[index]
     method = create_method(parts)
-    supernet = SuperNet(
-        num_labels=len(parts.labels),
-        space=create_space(parts),
-        dropout=parts.config.network.dropout,
-        skip_noise=method.skip_noise,
-        batch_norm_momentum=parts.config.network.batch_norm_momentum,
+    space = create_space(parts)
+    supernet = networks.behind_filter(
+        parts,
+        SuperNet(
+            num_labels=len(parts.labels),
+            space=space,
+            dropout=parts.config.network.dropout,
+            skip_noise=method.skip_noise,
+            batch_norm_momentum=parts.config.network.batch_norm_momentum,
+        ),
     )
     weights_half, architecture_half = halves(parts.task.train, parts.config.data.seed)
     plan = runner.plan_of(parts, index, len(weights_half))
@@ -156,14 +163,14 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         plan,
         runner.stage_key(parts, index),
         [weights_half, architecture_half],
-        _step_at(parts, stage, supernet, method, transformations, warm_up),
+        _step_at(parts, stage, supernet, method, transformations, plan, warm_up),
     )
     log = JsonLines(folder / ARCHITECTURE_LOG)
     state, notes = runner.run_stage(
         parts,
         index,
         folder,
-        _initial_state(parts, supernet, method, transformations),
+        _initial_state(parts, supernet, space, method, transformations),
         plan=plan,
         step_fn=feed.step_fn,
         batches_from=feed.batches_from,
@@ -175,12 +182,10 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         ),
         schedule=schedule,
         logs=(log,),
-        after_validation=functools.partial(
-            _log_architecture, method, supernet.space, log, plan
-        ),
+        after_validation=functools.partial(_log_architecture, method, space, log, plan),
     )
     architecture_weights = jax.device_get(state.trees[ARCHITECTURE])
-    genotype = method.derive(architecture_weights, supernet.space)
+    genotype = method.derive(architecture_weights, space)
     if jax.process_index() == 0:
         networks.keep_genotype(genotype, folder)
     return [
@@ -190,10 +195,14 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def _initial_state(
-    parts: Parts, supernet: SuperNet, method: Darts, transformations: dict[str, Any]
+    parts: Parts,
+    supernet: nn.Module,
+    space: SearchSpace,
+    method: Darts,
+    transformations: dict[str, Any],
 ) -> TrainState:
     weights_key, architecture_key = jax.random.split(jax.random.key(parts.config.seed))
-    architecture = supernet.space.init_architecture(architecture_key)
+    architecture = space.init_architecture(architecture_key)
     variables = networks.initial_variables(
         supernet,
         weights_key,
@@ -208,9 +217,10 @@ def _initial_state(
 def _step_at(
     parts: Parts,
     stage: ConfigDict,
-    supernet: SuperNet,
+    supernet: nn.Module,
     method: Darts,
     transformations: dict[str, Any],
+    plan: StagePlan,
     warm_up: int,
 ) -> Callable[[int], feeding.Step]:
     """The search step of each number; before `warm_up` the architecture stands still.
@@ -229,8 +239,12 @@ def _step_at(
             update_architecture=update_architecture,
             regulariser=method.regulariser,
         )
-        return lambda state, weights, architecture, key: step(
-            state, weights, architecture, jax.random.fold_in(key, state.step)
+        return with_epoch(
+            lambda state, weights, architecture, key: step(
+                state, weights, architecture, jax.random.fold_in(key, state.step)
+            ),
+            supernet,
+            plan,
         )
 
     steps = {update: of(update) for update in (False, True)}

@@ -21,6 +21,7 @@ from kws_jax.frontends.spec_augment import spec_augment
 from kws_jax.models.acoustic_dnn import AcousticDNN
 from kws_jax.parts import Parts, Setup
 from kws_jax.stages import acoustic, data_parameters, feeding, networks, runner
+from kws_jax.stages.epochs import EPOCH, with_epoch
 from kws_jax.training.loop import StagePlan
 from kws_jax.training.mixup import with_mixup
 from kws_jax.training.optimizers import create_optimizer, for_part, updates_made
@@ -87,6 +88,7 @@ def classification_loss(
             features,
             rngs={"dropout": dropout_key},
             compute_dtype=compute_dtype,
+            **({"epoch": batch[EPOCH]} if EPOCH in batch else {}),
         )
         scaled = table.scale(trees, logits, batch) if table else logits
         loss = loss_of(
@@ -240,13 +242,17 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         table.trees() if table else {},
     )
     updates = updates_made(state.opt_state[WEIGHTS])
+    step = learner.step
+    if not runner.follows_training(parts, index):
+        # What changes with the epochs has come to its end where a stage goes on.
+        step = with_epoch(step, model, plan)
     feed = feeding.create_feed(
         parts,
         stage,
         plan,
         runner.stage_key(parts, index),
         [parts.task.train],
-        lambda number: learner.step,
+        lambda number: step,
     )
     state, notes = runner.run_stage(
         parts,

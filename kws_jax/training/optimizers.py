@@ -130,9 +130,14 @@ def for_part(
     if part == "all":
         return transformation
 
-    def labels(params: Mapping[str, Any]) -> dict[str, str]:
-        of = {True: "head", False: "encoder"}
-        return {name: of[name == "head"] for name in params}
+    def label(path: tuple[Any, ...], leaf: Any) -> str:
+        names = [getattr(step, "key", None) for step in path]
+        # Behind a front filter, the network is a part with a name of its own.
+        head = names[:1] == ["head"] or names[:2] == ["network", "head"]
+        return "head" if head else "encoder"
+
+    def labels(params: Mapping[str, Any]) -> Any:
+        return jax.tree_util.tree_map_with_path(label, params)
 
     frozen = {"head": optax.set_to_zero(), "encoder": optax.set_to_zero()}
     return optax.partition({**frozen, part: transformation}, labels)

@@ -1,0 +1,261 @@
+"""Front filters before networks, and those the dynamic filter is compared with."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+from network_values import QUICK, conv_same, random_variables
+
+from configs import autokws, dynamic_filter
+from configs.common import spec_augment
+from kws_jax.errors import UserError
+from kws_jax.frontends.registry import create_frontend
+from kws_jax.models.dynamic_conv import DynamicConv
+from kws_jax.models.front_filter import FILTERS, FilteredNetwork, filtered
+from kws_jax.models.light_conv import LightConv
+from kws_jax.models.registry import create_model
+from kws_jax.models.tenet import TENet
+from kws_jax.parts import Setup
+from kws_jax.search.methods import create_method
+from kws_jax.search.space import SearchSpace
+from kws_jax.search.supernet import SuperNet
+from kws_jax.stages import networks, search, train
+from kws_jax.stages.epochs import EPOCH, with_epoch
+from kws_jax.training.optimizers import for_part
+from kws_jax.training.state import ARCHITECTURE, WEIGHTS, create_train_state
+from kws_jax.training.step import make_train_step
+
+B, T, F, K = 2, 12, 8, 4
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(B, T, F)).astype(np.float32)
+STAGE = ConfigDict(
+    {
+        "label_smoothing": 0.0,
+        "spec_augment": spec_augment(),
+        "trained_part": "all",
+    }
+)
+# "audio" of a batch holds features already.
+PARTS = SimpleNamespace(frontend=lambda audio: audio)
+PLAN = SimpleNamespace(steps_per_epoch=4.0)
+BATCH = {
+    "audio": jnp.asarray(X),
+    "label": jnp.arange(B),
+    "mask": jnp.ones(B, bool),
+}
+
+
+def test_dynamic_convolution_mixes_kernels_by_attention_whose_temperature_falls():
+    model = DynamicConv(kernels=3, kernel_size=5, groups=2, temperature_epochs=10.0)
+    variables = random_variables(model, X)
+    run = jax.jit(
+        lambda x, epoch: model.apply(variables, x, train=True, epoch=epoch),
+        compiler_options=QUICK,
+    )
+    p, weights = variables["params"], []
+    for epoch, temperature in ((0.0, 30.0), (2.5, 22.75), (10.0, 1.0), (50.0, 1.0)):
+        expected = []
+        for x in X.astype(np.float64):
+            hidden = x.mean(axis=0) @ p["squeeze"]["kernel"] + p["squeeze"]["bias"]
+            scores = np.maximum(hidden, 0) @ p["attend"]["kernel"] + p["attend"]["bias"]
+            pi = np.exp(scores / temperature)
+            pi /= pi.sum()
+            weights.append(pi)
+            kernel = sum(w * k for w, k in zip(pi, p["kernel"], strict=True))
+            # Two groups: a kernel over all features that is 0 between them.
+            full = np.zeros((5, F, F))
+            full[:, :4, :4], full[:, 4:, 4:] = kernel[..., :4], kernel[..., 4:]
+            expected.append(conv_same(x[None], full)[0] + pi @ p["bias"] + x)
+        found = run(X, jnp.float32(epoch))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert np.ptp(weights[0]) < 0.1 * np.ptp(weights[-1])
+    trained = jax.jit(
+        lambda x: model.apply(variables, x, train=False), compiler_options=QUICK
+    )
+    np.testing.assert_allclose(trained(X), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_light_convolution_is_its_sum_over_taps(gated):
+    model = LightConv(kernel_size=5, heads=2, gated=gated, residual=not gated)
+    variables = random_variables(model, X)
+    p, x = variables["params"], X.astype(np.float64)
+    if gated:
+        both = x @ p["expand"]["kernel"] + p["expand"]["bias"]
+        x = both[..., :F] / (1 + np.exp(-both[..., F:]))
+    y = np.zeros_like(x)
+    for t in range(T):
+        for c in range(F):
+            taps = np.exp(np.float64(p["taps"][0 if c < F // 2 else 1]))
+            for i in range(5):
+                if 0 <= t + i - 2 < T:
+                    y[:, t, c] += taps[i] / taps.sum() * x[:, t + i - 2, c]
+    y = y @ p["project"]["kernel"] + p["project"]["bias"] if gated else y + X
+    run = jax.jit(
+        lambda x: model.apply(variables, x, train=False), compiler_options=QUICK
+    )
+    np.testing.assert_allclose(run(X), y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "front"),
+    [
+        (TENet(K, channels=4, depth=3), "dynamic"),
+        (create_model("tc_resnet8", K, width=0.25), "dynamic_conv"),
+    ],
+)
+def test_a_step_trains_filter_and_network(network, front):
+    model = filtered(network, front, F)
+    variables = random_variables(model, X)
+    params, statistics = networks.split_variables(variables)
+    transformations = {WEIGHTS: optax.sgd(0.1)}
+    loss_fn = train.classification_loss(PARTS, STAGE, model)
+    step = with_epoch(make_train_step(loss_fn, transformations), model, PLAN)
+    state = create_train_state({WEIGHTS: params}, statistics, transformations)
+    new, metrics = jax.jit(step, compiler_options=QUICK)(
+        state, BATCH, jax.random.key(0)
+    )
+    assert np.isfinite(metrics["loss"])
+    moved = jax.tree.map(lambda a, b: np.any(a != b), new.trees[WEIGHTS], params)
+    assert all(jax.tree.leaves(moved["front_filter"])), moved["front_filter"]
+    assert all(jax.tree.leaves((moved["network"]["stem"], moved["network"]["head"])))
+    assert set(new.batch_stats) == {"network"}
+
+
+def test_embedding_is_that_of_the_network_for_the_filtered_features():
+    network = create_model("tc_resnet8", K, width=0.25)
+    model = filtered(network, "light_conv", F)
+    variables = random_variables(model, X)
+    of_filter = {"params": variables["params"]["front_filter"]}
+    of_network = {name: tree["network"] for name, tree in variables.items()}
+
+    def both(x):
+        clean = FILTERS["light_conv"]().apply(of_filter, x, train=False)
+        expected = network.apply(of_network, clean, train=False, method="embed")
+        return model.apply(variables, x, train=False, method="embed"), expected
+
+    found, expected = jax.jit(both, compiler_options=QUICK)(X)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_step_tells_filtered_networks_alone_how_many_epochs_were_made():
+    told = []
+
+    def step(state, *inputs):
+        told.append(inputs)
+        return state, {}
+
+    network = create_model("tc_resnet8", K)
+    assert with_epoch(step, network, PLAN) is step
+    model = FilteredNetwork(DynamicConv(), network)
+    for made in (0, 6):
+        state = SimpleNamespace(step=jnp.int32(made))
+        with_epoch(step, model, PLAN)(state, {"a": 1}, {"b": 2}, "key")
+    epochs = [[float(batch.pop(EPOCH)) for batch in inputs[:2]] for inputs in told]
+    assert epochs == [[0.0, 0.0], [1.5, 1.5]]
+    assert told[0] == ({"a": 1}, {"b": 2}, "key")
+
+
+def test_filter_of_a_supernet_is_trained_with_its_weights():
+    method = create_method("darts")
+    space = SearchSpace(strides=(2,), channels=(4,), stem_channels=4)
+    model = filtered(SuperNet(K, space), "dynamic", F)
+    architecture = space.init_architecture(jax.random.key(0))
+    shapes = networks.variable_shapes(model, X, method.op_weights(architecture))
+    params, statistics = networks.split_variables(shapes)
+    assert set(params) == {"front_filter", "network"}
+    loss_fn = search.search_loss(PARTS, STAGE, model, method)
+    gradient, _ = jax.eval_shape(
+        jax.grad(loss_fn, has_aux=True),
+        {WEIGHTS: params, ARCHITECTURE: architecture},
+        statistics,
+        {**BATCH, EPOCH: jnp.float32(0)},
+        jax.random.key(0),
+    )
+    assert jax.tree.structure(gradient[WEIGHTS]) == jax.tree.structure(params)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_filters_keep_the_type_they_compute_in(name):
+    model = FILTERS[name]()
+    shapes = networks.variable_shapes(model, X)
+    half = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, "bfloat16"), shapes)
+    y = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=True, epoch=jnp.float32(1)),
+        half,
+        jax.ShapeDtypeStruct(X.shape, "bfloat16"),
+    )
+    assert (y.shape, y.dtype) == (X.shape, jnp.bfloat16)
+
+
+def setup_of(config):
+    return Setup(config, ("up", "down"), create_frontend("mfcc"), mesh=None)
+
+
+def test_config_puts_the_filter_before_the_network(tmp_path):
+    config = dynamic_filter.get_config("no_din,res15_narrow").unlock()
+    model = networks.create_network(setup_of(config), tmp_path)
+    assert isinstance(model, FilteredNetwork)
+    assert not model.front_filter.din
+    plain = dynamic_filter.get_config("tenet,res15_narrow")
+    expected = create_model("res15_narrow", 2, batch_norm_momentum=0.9)
+    assert networks.create_network(setup_of(plain), tmp_path) == expected
+    # As experiments were stored before there were filters.
+    del config["front_filter"]
+    assert networks.create_network(setup_of(config), tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("front", "message"),
+    [
+        ({"name": "dynamc"}, "no front filter is named 'dynamc': did you mean 'dynami"),
+        ({"name": "dynamic", "dni": True}, "no setting 'dni': did you mean 'din'"),
+        ({"name": "dynamic", "din": 1}, "'din' .* must be True or False, got 1"),
+        ({"name": "none", "din": True}, "'none' has no settings, got din"),
+        ({"name": "light_conv", "kernel_size": 4}, "'kernel_size' .* an odd number"),
+        ({"name": "light_conv", "heads": 7}, "'heads' .* a divisor of the 40 feat"),
+        ({"name": "dynamic_conv", "groups": 0}, "'groups' .* a divisor of the 40 fe"),
+        ({"name": "dynamic_conv", "temperature": 0.5}, "'temperature' .* at least 1"),
+    ],
+)
+def test_filters_that_do_not_fit_are_refused_before_and_after_a_search(
+    front, message, tmp_path
+):
+    config = dynamic_filter.get_config("").unlock()
+    config.front_filter = ConfigDict(front)
+    with pytest.raises(UserError, match=message):
+        networks.create_network(setup_of(config), tmp_path)
+    config = autokws.get_config("").unlock()
+    config.front_filter = ConfigDict(front)
+    with pytest.raises(UserError, match=message):
+        networks.check_network(setup_of(config))
+
+
+def test_the_head_behind_a_filter_is_trained_alone():
+    tiny = TENet(num_labels=K, depth=6, channels=4, batch_norm_momentum=0.9)
+    model = filtered(tiny, "light_conv", F, heads=2)
+    variables = random_variables(model, X)
+    head_only = for_part(optax.sgd(1.0), "head")
+
+    def loss(params):
+        logits, _ = networks.infer_with_frozen_encoder(
+            model,
+            {**variables, "params": params},
+            jnp.asarray(X),
+            rngs={"dropout": jax.random.key(0)},
+        )
+        return (logits**2).sum()
+
+    params = variables["params"]
+    gradient = jax.jit(jax.grad(loss), compiler_options=QUICK)(params)
+    updates, _ = head_only.update(gradient, head_only.init(params), params)
+    moved = {
+        tuple(key.key for key in path)[:2]
+        for path, update in jax.tree_util.tree_leaves_with_path(updates)
+        if np.any(update)
+    }
+    assert moved == {("network", "head")}

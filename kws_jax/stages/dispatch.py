@@ -40,8 +40,6 @@ def check(parts: Parts, folder: Path) -> None:
                 create_optimizer(stage[field], total_steps=1, steps_per_epoch=1.0)
         if "condition" in stage:
             parts.recipe(parts.task.train, stage)
-        if stage.kind == "train":
-            train.check(parts, stage)
     if parts.config.data.on_device:
         parts.check_room()
     finds = any(stage.kind in _FINDS_GENOTYPE for stage in stages)
@@ -49,6 +47,9 @@ def check(parts: Parts, folder: Path) -> None:
         networks.check_network(parts)
     else:
         networks.create_network(parts, folder)
+    for stage in stages:
+        if stage.kind == "train":
+            train.check(parts, stage)
 
 
 def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from configs import convmixer
+from configs import autokws, convmixer
 from kws_jax import config as configs
 from kws_jax import recipes
 from kws_jax.errors import UserError
@@ -156,6 +156,15 @@ def test_recipes_that_cannot_work_are_refused(field, value, message):
         configs.check(config)
     assert "config.stages[1]" in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_a_stage_of_another_kind_does_not_become_training_by_its_name():
+    config = autokws.get_config()
+    config.stages[0].kind = "train"
+    with pytest.raises(
+        UserError, match=r"stages\[0\] is of kind 'train' but has no obj"
+    ):
+        configs.check(config)
 
 
 def test_a_schedule_over_one_stage_cannot_go_on_in_the_next():

@@ -58,10 +58,15 @@ class FilteredNetwork(nn.Module):
         return self.network.head
 
     def embed(
-        self, features: Float[Array, "b t f"], *, train: bool
+        self,
+        features: Float[Array, "b t f"],
+        *,
+        train: bool,
+        epoch: Float[Array, ""] | None = None,
     ) -> Float[Array, "b d"]:
         """Embedding of each clip, that of the network for the filtered features."""
-        return self.network.embed(self.front_filter(features, train=train), train=train)
+        filtered = self.front_filter(features, train=train, epoch=epoch)
+        return self.network.embed(filtered, train=train)
 
     def __call__(
         self,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from kws_jax.data.corpus import SILENCE, UNKNOWN
 from kws_jax.errors import UserError
 from kws_jax.models.acoustic_dnn import NETWORK, AcousticDNN
+from kws_jax.models.front_filter import NONE
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.ops import hmm
 from kws_jax.parts import Parts, Setup
@@ -29,6 +30,11 @@ def check(setup: Setup) -> None:
             f"The network {NETWORK!r} needs keywords, {UNKNOWN} and {SILENCE}; the "
             f"labels are {', '.join(setup.labels)}. Set config.data.unknown_percent "
             "and silence_percent above 0, or choose another protocol or network."
+        )
+    if setup.config.front_filter.name != NONE:
+        raise UserError(
+            f"The network {NETWORK!r} takes MFCCs as they are: set "
+            f"config.front_filter.name to {NONE!r}, or choose another network."
         )
     for index, stage in enumerate(setup.config.stages):
         where = f"config.stages[{index}].alignment"

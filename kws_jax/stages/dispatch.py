@@ -56,10 +56,6 @@ def check(parts: Parts, folder: Path) -> None:
         for field in ("optimizer", "architecture_optimizer"):
             if field in stage:
                 create_optimizer(stage[field], total_steps=1, steps_per_epoch=1.0)
-        if "condition" in stage:
-            parts.recipe(parts.task.train, stage)
-        if stage.kind == "train":
-            train.check(parts, stage)
     acoustic.check(parts)
     data_parameters.check(parts, folder)
     if parts.config.data.on_device:
@@ -69,6 +65,9 @@ def check(parts: Parts, folder: Path) -> None:
         networks.check_network(parts)
     else:
         networks.create_network(parts, folder)
+    for stage in stages:
+        if stage.kind == "train":
+            train.check(parts, stage)
 
 
 def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from kws_jax.evaluation.metrics import result
 from kws_jax.objectives import metric_learning
 from kws_jax.parts import Parts
 from kws_jax.stages import feeding, networks, runner, train
+from kws_jax.stages.epochs import EPOCH, with_epoch
 from kws_jax.training.optimizers import create_optimizer, for_part
 from kws_jax.training.state import WEIGHTS, TrainState
 from kws_jax.training.step import LossFn, make_train_step
@@ -99,6 +100,7 @@ def embedding_loss(
             rngs={"dropout": dropout_key},
             compute_dtype=compute_dtype,
             method="embed",
+            epoch=batch.get(EPOCH),
         )
         loss, measures = tuple_loss(stage, embeddings, roles)
         return loss, (measures, batch_stats)
@@ -166,7 +168,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     loss_fn = embedding_loss(
         parts, stage, model, compute_dtype=parts.config.compute_dtype
     )
-    step = make_train_step(loss_fn, transformations)
+    step = with_epoch(make_train_step(loss_fn, transformations), model, plan)
     feed = feeding.create_feed(
         parts,
         stage,

@@ -187,9 +187,10 @@ def validation_condition(stage: ConfigDict) -> Condition:
 
     Shift and background by volume are left out: they augment, and do not disturb.
     """
+    if stage.get("validation", "clean") == "clean":
+        return CLEAN
     condition = condition_of(stage)
-    disturbed = condition.snr_db or condition.reverberant_fraction
-    if stage.get("validation", "clean") == "clean" or not disturbed:
+    if not condition.snr_db and not condition.reverberant_fraction:
         return CLEAN
     return dataclasses.replace(condition, shift_ms=0.0, background_probability=0.0)
 

@@ -20,7 +20,8 @@ epochs as the curriculum may take; `clean` without noise.
 `paper` takes TFDS Speech Commands and 200 epochs at most, as the text says (the
 official code: 100). `cpu` is for some ten thousand clips on two cores, with 36 epochs
 at most; `demo` makes its own speech, has no rooms and ends in minutes. Noise and rooms
-come from config.data: the paper takes MUSAN and the BUT reverb database.
+come from config.data: the paper takes MUSAN and the BUT reverb database; without a word
+from the user it is the source's own background and simulated rooms (extra `rooms`).
 
 From the official code: binary cross-entropy, Adam (rate, betas, L2), × 0.85 after the
 5th, 9th, … 69th epoch, mixup of half of the clips, masks of 1 … 25 that are 0 before
@@ -96,6 +97,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         )
     if size == "demo":
         config.data.source = "synthetic"
+    elif chosen["plan"] != "clean":
+        config.data.rooms = "simulated"
     config.stages = _stages(chosen["plan"], size, name)
     return config.lock()
 

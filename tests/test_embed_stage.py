@@ -126,7 +126,10 @@ def test_validation_of_embeddings_is_the_nearest_class_mean(parts, model, finish
         + squares[np.arange(len(clips)), validation.labels]
     )
     measures = runner.make_validation(
-        parts, embed.nearest_mean(embedding_of), embed.class_means(parts, embedding_of)
+        parts,
+        embed.nearest_mean(embedding_of),
+        parts.config.stages[0],
+        embed.class_means(parts, embedding_of),
     )(state)
     assert measures["accuracy"] == pytest.approx(accuracy)
     assert measures["loss"] == pytest.approx(logs.mean(), rel=1e-4)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from kws_jax.errors import UserError, nearest
 
 SOURCES = ("tfds", "folder", "synthetic")
-STAGE_KINDS = ("train", "search", "random_search")
+STAGE_KINDS = ("train", "search", "random_search", "quantize")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # Fields that may differ when an experiment is taken up again: where things lie and
 # how they are shown, not what is computed.
@@ -141,6 +141,24 @@ def _check_stage(stage: ConfigDict, where: str) -> None:
     for field in ("clean_fraction", "background_probability"):
         if not 0 <= stage.condition[field] <= 1:
             raise UserError(f"{where}.condition.{field}: give a number in 0 … 1.")
+    if stage.kind == "quantize":
+        _check_bits(stage, where)
+
+
+def _check_bits(stage: ConfigDict, where: str) -> None:
+    bits = stage.bits
+    if bits.learned and not 2 <= bits.most <= 8:
+        raise UserError(f"{where}.bits.most = {bits.most}: give 2 to 8.")
+    fewest, most = (2, bits.most) if bits.learned else (1, 8)
+    for field in ("weights", "activations"):
+        if not fewest <= bits[field] <= most:
+            reason = " where bits are learned" if bits.learned else ""
+            raise UserError(
+                f"{where}.bits.{field} = {bits[field]}: give {fewest} to "
+                f"{most}{reason}."
+            )
+    if stage.calibration_batches < 1:
+        raise UserError(f"{where}.calibration_batches: give at least 1.")
 
 
 def to_json(config: ConfigDict) -> str:

@@ -28,7 +28,10 @@ def measure_ranges(
     """Smallest and largest value and mean size of each activation over all batches.
 
     Args:
-      model, sites, params, batch_stats: the network in float.
+      model: the network.
+      sites: its layers.
+      params: its parameters.
+      batch_stats: its running statistics.
       batches: features [b, t, f], at least one batch.
     """
 

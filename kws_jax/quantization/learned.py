@@ -70,8 +70,8 @@ def mean_bits(bits: Mapping[str, Any], counts: Mapping[str, int]) -> Any:
 def keep_in_range(most: int) -> optax.GradientTransformation:
     """Shortens the updates of offsets so that |o| + 2 stays at most `most`.
 
-    The last of a chain. Without it, an o that has grown far would give no more bits, and
-    take as long to come back.
+    The last of a chain. Without it, an o that has grown far would give no more bits,
+    and take as long to come back.
     """
     limit = float(most - FEWEST_BITS)
 

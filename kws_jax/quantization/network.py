@@ -22,6 +22,7 @@ from kws_jax.quantization import fixed, layers, learned
 from kws_jax.quantization.sites import Site, Sites
 
 PyTree = Any
+Kind = Literal["weights", "activations"]
 # Labels of the trees that are trained beside the weights.
 BOUNDS, BITS = "quantization_bounds", "quantization_bits"
 _WEIGHTS, _ACTIVATIONS = "weights", "activations"
@@ -87,9 +88,7 @@ class QuantizedNetwork:
         }
         return {BOUNDS: logs, BITS: offsets}
 
-    def bits_of(
-        self, trees: Mapping[str, PyTree], kind: Literal["weights", "activations"]
-    ) -> dict[str, Any]:
+    def bits_of(self, trees: Mapping[str, PyTree], kind: Kind) -> dict[str, Any]:
         """Bits by layer ("weights") or by activation: numbers, or arrays if learned."""
         counts = self._counts(kind)
         if not self.bits.learned:
@@ -97,13 +96,11 @@ class QuantizedNetwork:
         offsets = trees[BITS][kind]
         return {n: learned.bit_width(offsets[n], self.bits.most) for n in counts}
 
-    def mean_bits(
-        self, trees: Mapping[str, PyTree], kind: Literal["weights", "activations"]
-    ) -> Any:
+    def mean_bits(self, trees: Mapping[str, PyTree], kind: Kind) -> Any:
         """Mean bits of a weight, or of an activation of a clip."""
         return learned.mean_bits(self.bits_of(trees, kind), self._counts(kind))
 
-    def _counts(self, kind: str) -> dict[str, int]:
+    def _counts(self, kind: Kind) -> dict[str, int]:
         sites = self.sites
         return sites.weight_counts if kind == _WEIGHTS else sites.activation_counts
 
@@ -158,7 +155,7 @@ class QuantizedNetwork:
 
 
 def weight_bound(kernel: jax.Array, per_channel: bool) -> jax.Array:
-    """max |w| of a kernel, or of each channel of its output; 1 where all are 0.
+    """The largest |w| of a kernel, or of each channel of its output; 1 where all are 0.
 
     No gradient goes through it. It has the axes of the kernel.
     """
@@ -218,7 +215,10 @@ def run_folded(
     """Logits of the network with other kernels and inputs of its layers.
 
     Args:
-      model, sites, params, batch_stats: the network in float.
+      model: the network.
+      sites: its layers and norms.
+      params: its parameters.
+      batch_stats: its running statistics.
       features: what it hears.
       kernels: layer -> kernel, its batch norm in it.
       on_input: (layer, input) -> the input it gets.

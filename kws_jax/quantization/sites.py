@@ -111,7 +111,7 @@ def find_sites(
     """
     marker = _Marker()
 
-    def run(variables: PyTree, features: jax.Array) -> jax.Array:
+    def run(variables: PyTree, features: jax.Array) -> Any:
         with layers.watch(marker):
             return model.apply(variables, features, train=False)
 
@@ -150,9 +150,9 @@ def _check_known(unknown: Sequence[str], kept: Sequence[str]) -> None:
     left = [name for name in unknown if name not in kept]
     if left:
         raise UserError(
-            f"Cannot quantise {', '.join(left)}: only dense layers and plain, depthwise "
-            "and dilated convolutions can be. Name it in the stage's keep_float, or "
-            "choose another network."
+            f"Cannot quantise {', '.join(left)}: only dense layers and plain, "
+            "depthwise and dilated convolutions can be. Name it in the stage's "
+            "keep_float, or choose another network."
         )
 
 
@@ -190,7 +190,7 @@ class _Marks:
 
     def sharing(self, name: str, kept: Sequence[str]) -> tuple[str, int]:
         """The first quantised layer with the input of layer `name`, and its size."""
-        value = self._named[f"{_INPUT}:{name}"].invars[0]
+        value: Any = self._named[f"{_INPUT}:{name}"].invars[0]
         first = next(
             other
             for other, equation in self._with(_INPUT)
@@ -199,25 +199,23 @@ class _Marks:
         return first, value.aval.size
 
     def norm_after(self, name: str) -> str | None:
-        """The batch norm whose input is the output of layer `name`, used nowhere else."""
+        """The batch norm that gets the output of layer `name`, used nowhere else."""
         mark = f"{_OUTPUT}:{name}"
         if self._calls[mark] != 1:
             return None
-        output = self._named[mark].outvars[0]
+        output: Any = self._named[mark].outvars[0]
         for norm, equation in self._with(_NORM):
-            value = equation.invars[0]
+            value: Any = equation.invars[0]
             while self._only_reshaped(value):
                 value = self._makers[value].invars[0]
-            same_channels = (
-                equation.invars[0].aval.shape[-1:] == output.aval.shape[-1:]
-            )
+            same_channels = equation.invars[0].aval.shape[-1:] == output.aval.shape[-1:]
             alone = self._uses[value] == 1 and self._calls[f"{_NORM}:{norm}"] == 1
             if value is output and alone and same_channels:
                 return norm
         return None
 
     def _only_reshaped(self, value: Any) -> bool:
-        maker = self._makers.get(value)
+        maker: Any = self._makers.get(value)
         return (
             maker is not None
             and maker.primitive.name in _RESHAPES

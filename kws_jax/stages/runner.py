@@ -23,6 +23,8 @@ from kws_jax.training.state import TrainState, without_optimizers
 from kws_jax.training.tensorboard import TensorBoard
 
 DONE_FILE = "done.json"
+# (state, measures of validation) -> how good the state is
+Score = Callable[[TrainState, dict[str, float]], float]
 LogitsOf = Callable[[TrainState, Float[Array, "b t f"]], Float[Array, "b k"]]
 
 
@@ -65,8 +67,12 @@ def run_stage(
     schedule: Callable[[int], Any],
     logs: Iterable[JsonLines] = (),
     after_validation: Callable[[int, TrainState], None] = lambda step, state: None,
+    score: Score | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Runs the loop with this project's logs, and returns the last state and notes."""
+    """Runs the loop with this project's logs, and returns the last state and notes.
+
+    The best state is that with the highest `score`, by default the most accurate one.
+    """
     stages = parts.config.stages
     checkpoints = StageCheckpoints(stage_folder(parts, index, folder))
     metrics_log = JsonLines(folder / "metrics.jsonl")
@@ -76,7 +82,7 @@ def run_stage(
         state,
         step_fn=step_fn,
         batches_from=batches_from,
-        validate=make_validation(parts, logits_of),
+        validate=make_validation(parts, logits_of, score),
         checkpoints=checkpoints,
         reporter=lambda start: _reporter(plan, start, folder, metrics_log),
         learning_rate=lambda step: float(schedule(step)),
@@ -88,14 +94,21 @@ def run_stage(
     return state, notes
 
 
-def best_state(parts: Setup, index: int, folder: Path, like: TrainState) -> TrainState:
+def best_state(
+    parts: Setup,
+    index: int,
+    folder: Path,
+    like: TrainState,
+    *,
+    finished: bool = True,
+) -> TrainState:
     """The best state of a stage, without optimisers; `like` gives the structure.
 
     Raises:
-      UserError: where it has not been run to its end.
+      UserError: where it has not been run to its end, if it must be `finished`.
     """
     where = stage_folder(parts, index, folder)
-    if not (where / DONE_FILE).exists():
+    if finished and not (where / DONE_FILE).exists():
         raise UserError(
             f"{folder}: stage {parts.config.stages[index].name!r} has not been run to "
             "its end; run kws_jax.main with this --workdir first."
@@ -110,9 +123,12 @@ def best_state(parts: Setup, index: int, folder: Path, like: TrainState) -> Trai
 
 
 def make_validation(
-    parts: Parts, logits_of: LogitsOf
+    parts: Parts, logits_of: LogitsOf, score: Score | None = None
 ) -> Callable[[TrainState], dict[str, float]]:
-    """A function from state to loss and accuracy over the clean validation split."""
+    """A function from state to loss and accuracy over the clean validation split.
+
+    And to the "score" by which the best state is chosen, if it is given.
+    """
 
     @jax.jit
     def measure(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -127,10 +143,11 @@ def make_validation(
         for batch in parts.eval_batches(parts.task.validation, CLEAN):
             for name, value in jax.device_get(measure(state, batch)).items():
                 sums[name] += float(value)
-        return {
+        measures = {
             "loss": sums["loss"] / sums["count"],
             "accuracy": sums["right"] / sums["count"],
         }
+        return measures | ({"score": score(state, measures)} if score else {})
 
     return validate
 

@@ -1,5 +1,6 @@
 """Stage "train": the network learns its weights from labelled clips."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from kws_jax.training.state import WEIGHTS, TrainState, create_train_state
 from kws_jax.training.step import LossFn, accuracy, make_train_step
 
 PyTree = Any
+# (trees, batch_stats, features, rngs) -> (logits, new batch_stats), in training
+Infer = Callable[
+    [dict[str, PyTree], PyTree, jax.Array, dict[str, jax.Array]],
+    tuple[jax.Array, PyTree],
+]
 
 
 def features_for_training(
@@ -31,22 +37,41 @@ def features_for_training(
 
 
 def classification_loss(
-    parts: Parts, stage: ConfigDict, model: nn.Module, *, compute_dtype: str = "float32"
+    parts: Parts,
+    stage: ConfigDict,
+    model: nn.Module,
+    *,
+    compute_dtype: str = "float32",
+    infer: Infer | None = None,
 ) -> LossFn:
-    """Cross-entropy of the network's logits, with label smoothing, as a LossFn."""
+    """Cross-entropy of the network's logits, with label smoothing, as a LossFn.
+
+    `infer` gives the logits in place of the model.
+    """
+
+    def infer_model(
+        trees: dict[str, PyTree],
+        batch_stats: PyTree,
+        features: jax.Array,
+        rngs: dict[str, jax.Array],
+    ) -> tuple[jax.Array, PyTree]:
+        return networks.infer_in_training(
+            model,
+            {"params": trees[WEIGHTS], "batch_stats": batch_stats},
+            features,
+            rngs=rngs,
+            compute_dtype=compute_dtype,
+        )
+
+    logits_of = infer or infer_model
 
     def loss_fn(
         trees: dict[str, PyTree], batch_stats: PyTree, batch: Any, key: jax.Array
     ) -> Any:
         mask_key, dropout_key = jax.random.split(key)
         features = features_for_training(parts, stage, mask_key, batch["audio"])
-        logits, batch_stats = networks.infer_in_training(
-            model,
-            {"params": trees[WEIGHTS], "batch_stats": batch_stats},
-            features,
-            rngs={"dropout": dropout_key},
-            compute_dtype=compute_dtype,
-        )
+        rngs = {"dropout": dropout_key}
+        logits, batch_stats = logits_of(trees, batch_stats, features, rngs)
         loss = softmax_cross_entropy(
             logits, batch["label"], batch["mask"], label_smoothing=stage.label_smoothing
         )
@@ -133,8 +158,17 @@ def variables_of(state: TrainState) -> dict[str, PyTree]:
 def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
     """The network of a finished stage, at its best step on validation."""
     model = networks.create_network(setup, folder)
+    state = best_state(setup, index, folder, model)
+    return networks.trained_network(setup, model, variables_of(state))
+
+
+def best_state(setup: Setup, index: int, folder: Path, model: nn.Module) -> TrainState:
+    """The best state of a finished stage, without optimisers."""
+    return runner.best_state(setup, index, folder, state_like(setup, model))
+
+
+def state_like(setup: Setup, model: nn.Module) -> TrainState:
+    """Shapes and types of a state of the network, without optimisers."""
     shapes = networks.variable_shapes(model, networks.sample_features(setup))
     params, batch_stats = networks.split_variables(shapes)
-    like = create_train_state({WEIGHTS: params}, batch_stats, {})
-    state = runner.best_state(setup, index, folder, like)
-    return networks.trained_network(setup, model, variables_of(state))
+    return create_train_state({WEIGHTS: params}, batch_stats, {})

@@ -91,7 +91,8 @@ def train_stage(
         Makes the steps of one call; metrics are scalars, or arrays [steps].
       batches_from: start step -> what `step_fn` takes for each of `plan.calls(start)`;
         a pure function of the step.
-      validate: state -> "loss" and "accuracy", which decides what state is the best.
+      validate: state -> "loss" and "accuracy", which decides what state is the best
+        unless there is a "score" too.
       checkpoints: where states are kept.
       reporter: start step -> context manager that gives a `Reporter`.
       learning_rate: step -> rate, for logs and messages.
@@ -100,7 +101,8 @@ def train_stage(
       later_stages: names whose log lines a restart drops.
 
     Returns:
-      The last state, and notes: "best_accuracy", "best_step", "seconds".
+      The last state, and notes: "best_accuracy", "best_step", "seconds", and
+      "best_score" where states have a score.
 
     Raises:
       UserError: when the loss is not finite, naming step, learning rate and the last
@@ -135,12 +137,20 @@ def train_stage(
                 report.write(step, "validation", measures)
                 after_validation(step, state)
                 notes["seconds"] = time.monotonic() - began
-                if measures["accuracy"] > notes["best_accuracy"]:
+                if _is_best(measures, notes):
                     notes |= {"best_accuracy": measures["accuracy"], "best_step": step}
+                    if "score" in measures:
+                        notes["best_score"] = measures["score"]
                     checkpoints.save_best(step, without_optimizers(state), notes)
                 checkpoints.save_last(step, state, notes)
                 window.restart_clock()
     return state, notes
+
+
+def _is_best(measures: Metrics, notes: Mapping[str, Any]) -> bool:
+    if "score" in measures:
+        return measures["score"] > notes.get("best_score", -math.inf)
+    return measures["accuracy"] > notes["best_accuracy"]
 
 
 class _Window:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import network
+from configs import network, quantized
 from kws_jax import command_line
 from kws_jax import config as configs
 from kws_jax.errors import UserError
@@ -23,6 +23,10 @@ ARGUMENTS = {
     ),
     "tc_resnet": itertools.product(("", "8", "8-1.5", "14", "14-1.5"), SIZES),
     "network": itertools.product(("", *network.NETWORKS), SIZES),
+    "quantized": [
+        *itertools.product(("", "w1a1", "w4a8", "learned_bits"), SIZES),
+        *itertools.product(quantized.NETWORKS, ("cpu",)),
+    ],
 }
 EXPERIMENTS = [
     f"{name}:{','.join(filter(None, words))}"
@@ -50,7 +54,8 @@ def test_every_config_file_is_in_the_table_of_experiments():
 def test_every_experiment_passes_the_checks(experiment):
     config = load(experiment)
     configs.check(config)
-    assert config.stages[-1].kind == "train"
+    kind = "quantize" if experiment.startswith("quantized") else "train"
+    assert config.stages[-1].kind == kind
     assert config.is_locked
 
 

@@ -5,10 +5,11 @@ library takes its place by another `_rounded`.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from aqt.jax.v2 import aqt_quantizer, calibration, utils
+from aqt.jax.v2 import aqt_quantizer, utils
 from aqt.jax.v2.numerics import utils as numerics
 
 from kws_jax.quantization.straight_through import Quantizer, fake_quantize
@@ -25,6 +26,15 @@ def top_level(bits: int, *, signed: bool) -> int:
     if signed:
         return max(1, 2 ** (bits - 1) - 1)
     return 2**bits - 1
+
+
+def step(bound: jax.Array, bits: int, *, signed: bool) -> jax.Array:
+    """The value of the integer 1, s of `quantize`.
+
+    By the reciprocal: XLA divides by a constant so in some programs and not in others,
+    and integers are to give the same values in all.
+    """
+    return bound * jnp.float32(1 / top_level(bits, signed=signed))
 
 
 def quantize(x: jax.Array, bound: jax.Array, *, bits: int, signed: bool) -> jax.Array:
@@ -56,21 +66,40 @@ def _quantizer(bits: int, signed: bool) -> Quantizer:
 
     def quantizer(x: jax.Array, bound: jax.Array, top: jax.Array) -> jax.Array:
         del top
+        scale = step(bound, bits, signed=signed)
         if signed:
-            return _rounded(x, bound, bits)
+            return _rounded(x, scale, bits)
         # AQT's grids are symmetric: the upper half of one with a bit more, zero and
         # 2^b − 1 values, is the unsigned one.
-        return _rounded(jnp.maximum(x, 0), bound, bits + 1)
+        return _rounded(jnp.maximum(x, 0), scale, bits + 1)
 
     return quantizer
 
 
-def _rounded(x: jax.Array, bound: jax.Array, bits: int) -> jax.Array:
+class _GivenScale:
+    """What AQT calls a calibration, of a scale that is known."""
+
+    def __init__(self, scale: jax.Array, dtype: Any = None) -> None:
+        del dtype
+        self._scale = scale
+
+    def init_calibration(self) -> None:
+        """There is nothing to prepare."""
+
+    def get_scale_and_bias_and_sparsity(self, *_: Any) -> tuple[list, list, None]:
+        """The scale."""
+        return [self._scale], [], None
+
+
+def _rounded(x: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
+    if bits == 1:
+        # AQT's integers of one bit are −1/2 and 1/2.
+        scale = 2 * scale
     quantizer = aqt_quantizer.Quantizer(
         numerics=numerics.get_numerics(bits, preserve_max_val=True),
         calib_shared_axes=None,
         scale_stop_grad=True,
-        calibration=functools.partial(calibration.ConstantCalibration, bound=bound),
+        calibration=functools.partial(_GivenScale, scale),
         context=utils.Context(key=None, train_step=None),
     )
     quantizer.init_calibration()

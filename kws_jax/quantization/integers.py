@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from kws_jax.quantization import fixed
@@ -118,12 +117,13 @@ def to_integers(
     layers = {}
     for name, site in sites.layers.items():
         bound = weight_bound(kernels[name], network.bits.per_channel)
-        weights, scale = _integers(values[name], bound, int(bits[name]))
+        scale = np.asarray(network.step_of(bound, bits[name], signed=True))
         bias = folded_bias(site, trees["weights"], norms)
         layers[name] = IntegerLayer(
             name=name,
             kind=site.kind,
-            weights=weights,
+            # The values are such integers times the scale, so rounding finds them.
+            weights=np.round(np.asarray(values[name]) / scale).astype(np.int8),
             scale=scale,
             bits=int(bits[name]),
             bias=None if bias is None else np.asarray(bias),
@@ -137,20 +137,10 @@ def to_integers(
     return IntegerNetwork(layers, left, sites.kept)
 
 
-def _integers(
-    values: jax.Array, bound: jax.Array, bits: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Integers and scale of quantised values, which their product gives again."""
-    scale = np.asarray(bound) / np.float32(fixed.top_level(bits, signed=True))
-    # The values are products of such integers and the scale, so rounding finds them.
-    return np.round(np.asarray(values) / scale).astype(np.int8), scale
-
-
 def _activation(
     network: QuantizedNetwork, trees: Mapping[str, PyTree], name: str
 ) -> Activation:
-    bits = int(network.bits_of(trees, "activations")[name])
-    signed = network.signed[name]
-    bound = np.float32(network.activation_bound(trees, name))
-    top = fixed.top_level(bits, signed=signed)
-    return Activation(name, bits, signed, float(bound / np.float32(top)))
+    bits, signed = network.bits_of(trees, "activations")[name], network.signed[name]
+    bound = network.activation_bound(trees, name)
+    scale = network.step_of(bound, bits, signed=signed)
+    return Activation(name, int(bits), signed, float(scale))

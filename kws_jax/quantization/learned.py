@@ -52,8 +52,13 @@ def quantize(
       bits: scalar, a whole number of at least 2.
       signed: whether the values may be negative.
     """
-    top = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    top = _top_level(bits, signed)
     return fake_quantize(_signed if signed else _unsigned, signed, x, bound, top)
+
+
+def step(bound: jax.Array, bits: jax.Array, *, signed: bool) -> jax.Array:
+    """The value of the integer 1, s of `quantize`."""
+    return bound / _top_level(bits, signed)
 
 
 def mean_bits(bits: Mapping[str, Any], counts: Mapping[str, int]) -> Any:
@@ -82,6 +87,10 @@ def keep_in_range(most: int) -> optax.GradientTransformation:
         return jax.tree.map(shortened, updates, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _top_level(bits: jax.Array, signed: bool) -> jax.Array:
+    return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
 
 
 def _rounded(

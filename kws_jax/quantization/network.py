@@ -76,7 +76,10 @@ class QuantizedNetwork:
 
     def initial_trees(self, bounds: Mapping[str, float]) -> dict[str, PyTree]:
         """The trees beside "weights", for activations with these ends of ranges."""
-        logs = {name: jnp.log(jnp.float32(bound)) for name, bound in bounds.items()}
+        logs = {
+            name: jnp.log(jnp.float32(bounds[name]))
+            for name in self.sites.activation_counts
+        }
         if not self.bits.learned:
             return {BOUNDS: logs}
         weights, activations = self.bits.weights, self.bits.activations
@@ -120,6 +123,11 @@ class QuantizedNetwork:
     def activation_bound(self, trees: Mapping[str, PyTree], name: str) -> jax.Array:
         """The end of the range of an activation, a scalar."""
         return jnp.exp(trees[BOUNDS][name])
+
+    def step_of(self, bound: jax.Array, bits: Any, *, signed: bool) -> jax.Array:
+        """The value of the integer 1 of a range that ends at `bound`."""
+        step = learned.step if self.bits.learned else fixed.step
+        return step(bound, bits, signed=signed)
 
     def infer(
         self,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from kws_jax.report import plots, tables, text
+from kws_jax.report import bits, plots, tables, text
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.network_drawing import draw_network
 from kws_jax.report.style import CSS
@@ -169,6 +169,13 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
         "How the search decided",
         "The weight of every candidate in each layer, epoch by epoch.",
         plots.architecture,
+    ),
+    (
+        "bits",
+        "Bits by layer",
+        "Of a layer’s weights and of its input, in the order of the network. Layers "
+        "with the same input have its bits once, beside the first of them.",
+        bits.bits_by_layer,
     ),
     ("learning", "Learning curves", "", plots.learning_curves),
     ("config", "Configuration", "", tables.config_details),

@@ -15,6 +15,8 @@ _CURVES = {
     "loss": "Loss",
     "accuracy": "Accuracy",
     "learning_rate": "Learning rate",
+    "weight_bits": "Bits of a weight",
+    "activation_bits": "Bits of an activation",
 }
 
 
@@ -104,7 +106,7 @@ def learning_curves(run: Run) -> Markup | None:
             blocks.append(tag("div", join(charts), class_="multiples"))
     if not blocks:
         return None
-    keys = [_key("train", "training"), _key("validation", "validation")]
+    keys = [key("train", "training"), key("validation", "validation")]
     return join([tag("p", join(keys), class_="legend"), *blocks])
 
 
@@ -223,22 +225,22 @@ def _operation_legend(names: set[str], decided: bool) -> Markup:
     """One key for each colour (kernel, skip) and one for the dash (SE)."""
     parsed = [operations.parse(name) for name in sorted(names)]
     keys = [
-        _key(f"k{kernel}", f"kernel {kernel}")
+        key(f"k{kernel}", f"kernel {kernel}")
         for kernel in sorted({op.kernel for op in parsed if op.kernel})
     ]
     if any(op.skip for op in parsed):
-        keys.append(_key("skip", "skip"))
+        keys.append(key("skip", "skip"))
     others = [op.name for op in parsed if not op.kernel and not op.skip]
     if others:
-        keys.append(_key("k0", ", ".join(others)))
+        keys.append(key("k0", ", ".join(others)))
     if any(op.squeeze for op in parsed):
-        keys.append(_key("plain squeeze", "dashed: with squeeze-and-excitation (SE)"))
+        keys.append(key("plain squeeze", "dashed: with squeeze-and-excitation (SE)"))
     if decided:
-        keys.append(_key("plain chosen", "bold: chosen"))
+        keys.append(key("plain chosen", "bold: chosen"))
     return tag("p", join(keys), class_="legend")
 
 
-def _key(class_: str, name: str) -> Markup:
+def key(class_: str, name: str) -> Markup:
     """A short piece of line beside its meaning."""
     sample = tag(
         "svg",

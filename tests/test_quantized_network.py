@@ -12,27 +12,28 @@ from kws_jax.errors import UserError
 from kws_jax.models import conv_mixer, registry, res15, tc_resnet
 from kws_jax.models.genotype import Genotype
 from kws_jax.models.layers import DepthwiseConv, DilatedConv
+from kws_jax.models.mbconv import MBConvNet
+from kws_jax.models.searched import SearchedTCNet
+from kws_jax.models.tenet import TENet
 from kws_jax.ops.pointwise import pointwise_conv
-from kws_jax.quantization import calibration
+from kws_jax.quantization import calibration, learned
 from kws_jax.quantization.integers import to_integers
 from kws_jax.quantization.network import Bits, QuantizedNetwork
 from kws_jax.quantization.sites import find_sites
 
-# One of each class of networks: (name, settings, bands).
+# A network of each class, and its bands.
 FAMILIES = [
-    ("tc_resnet8", {"width": 0.25, "dropout": 0.0}, 6),
+    (tc_resnet.TCResNet(4, width=0.25, dropout=0.0), 6),
     (
-        "searched",
-        {
-            "genotype": Genotype((("C3SE", "C5"),), (2,), (6,), 4, "jx1", 2),
-            "dropout": 0.0,
-        },
+        SearchedTCNet(
+            4, Genotype((("C3SE", "C5"),), (2,), (6,), 4, "jx1", 2), dropout=0.0
+        ),
         4,
     ),
-    ("conv_mixer", {"channels": 4}, 4),
-    ("res15_narrow", {}, 5),
-    ("mbconv", {"layers": ("E2K3", "SKIP", "SKIP", "E1K3", "SKIP", "SKIP")}, 8),
-    ("tenet6_narrow", {"dropout": 0.0}, 4),
+    (conv_mixer.ConvMixer(4, channels=4), 4),
+    (res15.Res15(4, maps=6), 5),
+    (MBConvNet(4, layers=("E2K3", "SKIP", "SKIP", "E1K3", "SKIP", "SKIP")), 8),
+    (TENet(4, channels=4, depth=3, dropout=0.0), 4),
 ]
 # Bits so many that what rounding adds is not seen.
 EXACT = 22
@@ -48,7 +49,7 @@ def shallow(monkeypatch):
 
 
 def test_every_registered_network_is_of_a_family_that_is_tested():
-    tested = {registry.MODELS[name][0] for name, _, _ in FAMILIES}
+    tested = {type(model) for model, _ in FAMILIES}
     assert tested == {model for model, _ in registry.MODELS.values()}
 
 
@@ -68,22 +69,23 @@ def assert_all_learn(gradients, where):
         assert np.abs(gradient).max() > 0, (name, where)
 
 
-@pytest.mark.parametrize(("name", "settings", "bands"), FAMILIES)
-def test_network_folds_and_every_kernel_learns_at_every_width(
-    name, settings, bands, shallow
-):
-    model, x = registry.create_model(name, 4, **settings), features_of(bands)
+@pytest.mark.parametrize(("model", "bands"), FAMILIES)
+def test_network_folds_and_every_kernel_learns_at_every_width(model, bands, shallow):
+    x = features_of(bands)
     variables = random_variables(model, x)
-    stats, sites = variables["batch_stats"], find_sites(model, variables, x[:1])
-    # Signed everywhere: whatever an activation is, it is in the range.
-    signed = dict.fromkeys(sites.activation_counts, True)
-    network = QuantizedNetwork(
-        model, sites, Bits(EXACT, EXACT, learned=True, most=EXACT), signed
-    )
-    trees = {
-        "weights": variables["params"],
-        **network.initial_trees(dict.fromkeys(sites.activation_counts, 30.0)),
-    }
+    params, stats = variables["params"], variables["batch_stats"]
+    sites = find_sites(model, variables, x[:1])
+    ranges = calibration.measure_ranges(model, sites, params, stats, [x])
+    signed = calibration.signs(ranges)
+    bits = Bits(EXACT, EXACT, learned=True, most=EXACT, per_channel=True)
+    network = QuantizedNetwork(model, sites, bits, signed)
+
+    def trees_at(bits):
+        bounds = calibration.initial_bounds(ranges, signed, bits)
+        trees = network.initial_trees(bounds)
+        offset = learned.offset_of(bits)
+        offsets = jax.tree.map(lambda _: offset, trees["quantization_bits"])
+        return {**trees, "weights": params, "quantization_bits": offsets}
 
     def loss(trees, x):
         logits = network.infer(trees, stats, x, train=True)
@@ -93,20 +95,12 @@ def test_network_folds_and_every_kernel_learns_at_every_width(
         gradients = jax.grad(loss, argnums=(0, 1), has_aux=True)(trees, x)
         return model.apply(variables, x, train=False), *gradients
 
-    compiled = jax.jit(measure).lower(trees, x).compile(QUICK)
-    unfolded, _, logits = compiled(trees, x)
+    compiled = jax.jit(measure).lower(trees_at(EXACT), x).compile(QUICK)
+    unfolded, _, logits = compiled(trees_at(EXACT), x)
     np.testing.assert_allclose(logits, unfolded, atol=1e-4)
-    for bits in range(2, 9):
-        offsets = jax.tree.map(
-            lambda _: jnp.float32(bits - 2), trees["quantization_bits"]
-        )
-        bounds = jax.tree.map(
-            lambda _: jnp.log(0.3 * jnp.sqrt(2.0 ** (bits - 1))),
-            trees["quantization_bounds"],
-        )
-        changed = {**trees, "quantization_bits": offsets, "quantization_bounds": bounds}
-        _, (gradients, dx), _ = compiled(changed, x)
-        assert_all_learn({**kernel_gradients(gradients), "input": dx}, bits)
+    for width in range(2, 9):
+        _, (gradients, dx), _ = compiled(trees_at(width), x)
+        assert_all_learn({**kernel_gradients(gradients), "input": dx}, width)
 
 
 class Kinds(nn.Module):
@@ -195,9 +189,15 @@ def test_every_kind_of_layer_learns_at_every_fixed_width(kinds, bits):
     def loss(trees, x):
         return (network.infer(trees, stats, x) * jnp.arange(1.0, 5.0)).sum()
 
-    gradients, dx = jax.grad(loss, argnums=(0, 1))(trees, x)
+    def measure(trees, x):
+        return jax.grad(loss, argnums=(0, 1))(trees, x), network.weights_of(
+            trees, stats
+        )
+
+    compiled = jax.jit(measure).lower(trees, x).compile(QUICK)
+    (gradients, dx), quantised = compiled(trees, x)
     assert_all_learn({**kernel_gradients(gradients), "input": dx}, bits)
-    for name, weights in network.weights_of(trees, stats).items():
+    for name, weights in quantised.items():
         per_scale = weights.shape[-1] if network.bits.per_channel else 1
         values = len(np.unique(np.asarray(weights)))
         assert values <= per_scale * (2 if bits == 1 else 2**bits - 1), name
@@ -205,15 +205,16 @@ def test_every_kind_of_layer_learns_at_every_fixed_width(kinds, bits):
             assert values == 2
 
 
-@pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("per_channel", [False, True])
-@pytest.mark.parametrize("bits", [1, 2, 5, 8])
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize(
+    ("bits", "per_channel"), [(1, False), (2, True), (5, False), (8, True)]
+)
 def test_integers_times_scale_are_the_quantised_weights(
-    kinds, bits, per_channel, learned
+    kinds, bits, per_channel, learns
 ):
-    if learned and bits == 1:
+    if learns and bits == 1:
         pytest.skip("learned bits are at least 2")
-    network, trees, stats = quantized(kinds, Bits(bits, bits, learned, 8, per_channel))
+    network, trees, stats = quantized(kinds, Bits(bits, bits, learns, 8, per_channel))
     given = to_integers(network, trees, stats)
     assert list(given.layers) == list(network.sites.layers)
     assert list(given.norms) == ["alone_bn"]
@@ -319,7 +320,7 @@ def test_ranges_begin_where_rounding_and_cutting_off_balance():
     many = calibration.initial_bounds(ranges, signed, bits=8)
     assert many == pytest.approx(
         {
-            "relu": 0.5 * 2 * 255**0.5 if 255**0.5 < 9 else 9.0,
+            "relu": 9.0,
             "signed": 4.0,
             "dead": 1.0,
         }

@@ -58,7 +58,7 @@ def quantize(
 
 def step(bound: jax.Array, bits: jax.Array, *, signed: bool) -> jax.Array:
     """The value of the integer 1, s of `quantize`."""
-    return bound / _top_level(bits, signed)
+    return _step(bound, _top_level(bits, signed))
 
 
 def mean_bits(bits: Mapping[str, Any], counts: Mapping[str, int]) -> Any:
@@ -93,11 +93,16 @@ def _top_level(bits: jax.Array, signed: bool) -> jax.Array:
     return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
 
 
+def _step(bound: jax.Array, top: jax.Array) -> jax.Array:
+    # By the reciprocal, as `fixed.step`: XLA divides arrays by scalars so.
+    return bound * (1 / top)
+
+
 def _rounded(
     x: jax.Array, bound: jax.Array, top: jax.Array, lowest: jax.Array
 ) -> jax.Array:
-    step = bound / top
-    return step * jnp.clip(jnp.round(x / step), lowest, top)
+    scale = _step(bound, top)
+    return scale * jnp.clip(jnp.round(x / scale), lowest, top)
 
 
 def _signed(x: jax.Array, bound: jax.Array, top: jax.Array) -> jax.Array:

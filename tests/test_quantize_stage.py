@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_end_to_end import KEYWORDS, write_words
@@ -79,7 +80,8 @@ def test_the_quantised_network_is_what_is_tested_and_predicts(finished):
     workdir, rows, network, state = finished
     setup = load_setup(workdir)
     answers = dispatch.finished_network(setup, workdir).probabilities
-    clip = read_audio(next((workdir.parent / "words" / "up").iterdir()))[None]
+    file = next((workdir.parent / "words" / "up").iterdir())
+    clip = jnp.asarray(read_audio(file))[None]
     logits = network.infer(state.trees, state.batch_stats, setup.frontend(clip))
     np.testing.assert_allclose(answers(clip), jax.nn.softmax(logits), atol=1e-5)
     float_network = train.restore(setup, 0, workdir)

@@ -53,9 +53,9 @@ def test_every_registered_network_is_of_a_family_that_is_tested():
     assert tested == {model for model, _ in registry.MODELS.values()}
 
 
-def features_of(bands, frames=12):
+def features_of(bands, frames=12, batch=2):
     rng = np.random.default_rng(3)
-    return rng.normal(size=(2, frames, bands)).astype(np.float32)
+    return rng.normal(size=(batch, frames, bands)).astype(np.float32)
 
 
 def kernel_gradients(gradients):
@@ -114,7 +114,7 @@ class Kinds(nn.Module):
         x = nn.relu(norm(nn.Conv(5, (3,), use_bias=False, name="conv")(x), "conv_bn"))
         x = DepthwiseConv((3,), name="depthwise")(x)
         x = nn.relu(norm(nn.Dense(4, name="biased")(x), "biased_bn"))
-        point = nn.Conv(4, (1,), conv_general_dilated=pointwise_conv, name="point")(x)
+        point = nn.Conv(8, (1,), conv_general_dilated=pointwise_conv, name="point")(x)
         x = norm(nn.relu(point), "alone_bn")[..., None]
         x = nn.relu(DilatedConv(3, dilation=2, name="dilated")(x))
         x = DepthwiseConv((3, 3), name="depthwise_image")(x)
@@ -125,7 +125,8 @@ class Kinds(nn.Module):
 @pytest.fixture(scope="module")
 def kinds():
     """(model, variables, features, ranges of activations)."""
-    model, x = Kinds(), features_of(6, frames=5)
+    # Clips enough for some value to lie inside of each range at one bit too.
+    model, x = Kinds(), features_of(6, frames=5, batch=16)
     variables = random_variables(model, x)
     sites = find_sites(model, variables, x[:1])
     parts = (variables["params"], variables["batch_stats"])

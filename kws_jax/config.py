@@ -14,7 +14,7 @@ from kws_jax import recipes
 from kws_jax.errors import UserError, nearest
 
 SOURCES = ("tfds", "folder", "synthetic")
-STAGE_KINDS = ("train", "search", "random_search", "embed")
+STAGE_KINDS = ("train", "search", "random_search", "embed", "quantize")
 TRAINED_PARTS = ("all", "head")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # Fields that may differ when an experiment is taken up again: where things lie and
@@ -170,6 +170,8 @@ def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:
             "config.data.rooms to a folder of impulse responses or to 'simulated', or "
             "the fraction to 0."
         )
+    if stage.kind == "quantize":
+        _check_bits(stage, where)
 
 
 def _check_trained_part(stage: ConfigDict, index: int) -> None:
@@ -182,6 +184,22 @@ def _check_trained_part(stage: ConfigDict, index: int) -> None:
             f"{where} needs an encoder that is trained already: put a stage of kind "
             "'embed' or 'train' before it, or set 'all'."
         )
+
+
+def _check_bits(stage: ConfigDict, where: str) -> None:
+    bits = stage.bits
+    if bits.learned and not 2 <= bits.most <= 8:
+        raise UserError(f"{where}.bits.most = {bits.most}: give 2 to 8.")
+    fewest, most = (2, bits.most) if bits.learned else (1, 8)
+    for field in ("weights", "activations"):
+        if not fewest <= bits[field] <= most:
+            reason = " where bits are learned" if bits.learned else ""
+            raise UserError(
+                f"{where}.bits.{field} = {bits[field]}: give {fewest} to "
+                f"{most}{reason}."
+            )
+    if stage.calibration_batches < 1:
+        raise UserError(f"{where}.calibration_batches: give at least 1.")
 
 
 def to_json(config: ConfigDict) -> str:

@@ -16,6 +16,7 @@ from configs import (
     dynamic_filter,
     network,
     pair_loss,
+    quantized,
 )
 from kws_jax import command_line
 from kws_jax import config as configs
@@ -38,6 +39,10 @@ ARGUMENTS = {
     ),
     "data_parameters": itertools.product(("", *data_parameters.MODES), SIZES),
     "dynamic_filter": itertools.product(("", *dynamic_filter.FILTERS), SIZES),
+    "quantized": [
+        *itertools.product(("", "w1a1", "w4a8", "learned_bits"), SIZES),
+        *itertools.product(quantized.NETWORKS, ("cpu",)),
+    ],
 }
 EXPERIMENTS = [
     f"{name}:{','.join(filter(None, words))}"
@@ -65,7 +70,8 @@ def test_every_config_file_is_in_the_table_of_experiments():
 def test_every_experiment_passes_the_checks(experiment):
     config = load(experiment)
     configs.check(config)
-    assert config.stages[-1].kind == "train"
+    kind = "quantize" if experiment.startswith("quantized") else "train"
+    assert config.stages[-1].kind == kind
     assert config.is_locked
 
 

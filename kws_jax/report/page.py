@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kws_jax.report import (
+    bits,
     data_parameter_plots,
     detection,
     embedding_plot,
@@ -221,6 +222,13 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
         "How the search decided",
         "The weight of every candidate in each layer, epoch by epoch.",
         plots.architecture,
+    ),
+    (
+        "bits",
+        "Bits by layer",
+        "Of a layer’s weights and of its input, in the order of the network. Layers "
+        "with the same input have its bits once, beside the first of them.",
+        bits.bits_by_layer,
     ),
     ("learning", "Learning curves", "", plots.learning_curves),
     (

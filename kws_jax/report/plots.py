@@ -15,6 +15,8 @@ _CURVES = {
     "loss": "Loss",
     "accuracy": "Accuracy",
     "learning_rate": "Learning rate",
+    "weight_bits": "Bits of a weight",
+    "activation_bits": "Bits of an activation",
 }
 # Of stages that may end early (stages/runner.py).
 _ENDING = ("epochs", "best_epoch", "stopped_early")

@@ -16,6 +16,7 @@ from kws_jax.stages import (
     draw,
     embed,
     networks,
+    quantize,
     runner,
     search,
     train,
@@ -29,20 +30,29 @@ KINDS = {
     "search": search.run,
     "random_search": draw.run,
     "embed": embed.run,
+    "quantize": quantize.run,
 }
+# Kinds of stages that end with a network to be tested.
+_RESTORE = {"train": train.restore, "quantize": quantize.restore}
+_OPTIMIZERS = (
+    "optimizer",
+    "architecture_optimizer",
+    "range_optimizer",
+    "bits_optimizer",
+)
 _FINDS_GENOTYPE = ("search", "random_search")
 
 
 def check(parts: Parts, folder: Path) -> None:
     """Raises UserError for stages that cannot run, before anything is trained."""
     stages = parts.config.stages
-    if stages[-1].kind != "train":
+    if stages[-1].kind not in _RESTORE:
         raise UserError(
             f"The last of config.stages is of kind {stages[-1].kind!r}; it must be of "
-            "kind 'train', since that network is tested."
+            "kind 'train' or 'quantize', since that network is tested."
         )
     check_condition(Condition(snr_db=tuple(parts.config.evaluation.snr_db)))
-    for stage in stages:
+    for index, stage in enumerate(stages):
         if stage.kind in _FINDS_GENOTYPE:
             search.create_space(parts)
         if stage.kind == "search":
@@ -53,9 +63,11 @@ def check(parts: Parts, folder: Path) -> None:
             embed.check(parts, stage)
         if "batch_size" in stage:
             sharding.check_batch_size(stage.batch_size, parts.mesh)
-        for field in ("optimizer", "architecture_optimizer"):
+        for field in _OPTIMIZERS:
             if field in stage:
                 create_optimizer(stage[field], total_steps=1, steps_per_epoch=1.0)
+        if stage.kind == "quantize":
+            quantize.check(parts, index, folder)
     acoustic.check(parts)
     data_parameters.check(parts, folder)
     if parts.config.data.on_device:
@@ -95,4 +107,5 @@ def finished_network(setup: Setup, folder: Path) -> networks.Network:
     Raises:
       UserError: where the stage has not been run to its end.
     """
-    return train.restore(setup, len(setup.config.stages) - 1, folder)
+    last = len(setup.config.stages) - 1
+    return _RESTORE[setup.config.stages[last].kind](setup, last, folder)

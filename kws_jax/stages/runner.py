@@ -23,7 +23,7 @@ from kws_jax.training import loop, sharding
 from kws_jax.training.checkpoints import StageCheckpoints
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.state import TrainState, without_optimizers
-from kws_jax.training.stopping import LENGTH, Notes, Rule, create_rule
+from kws_jax.training.stopping import HIGHEST_SCORE, LENGTH, Notes, Rule, create_rule
 from kws_jax.training.tensorboard import TensorBoard
 
 DONE_FILE = "done.json"
@@ -34,6 +34,8 @@ _TRAINS_NETWORK = ("train", "embed")
 # (state, features [b, t, f], …) -> logits [b, k]
 LogitsOf = Callable[..., Float[Array, "b k"]]
 ContextOf = Callable[[TrainState], tuple[Any, ...]]
+# (state, measures of validation) -> how good the state is
+Score = Callable[[TrainState, dict[str, float]], float]
 
 
 def stage_folder(parts: Setup, index: int, folder: Path) -> Path:
@@ -85,23 +87,27 @@ def run_stage(
     context_of: ContextOf = lambda state: (),
     logs: Iterable[JsonLines] = (),
     after_validation: Callable[[int, TrainState], None] = lambda step, state: None,
+    score: Score | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """Runs the loop with this project's logs, and returns the last state and notes.
 
-    The stage says in its config how it is validated and when it ends.
+    The stage says in its config how it is validated and when it ends, unless there is a
+    `score`: then the best state is that with the highest one.
     """
     stages = parts.config.stages
-    rule = _rule_of(parts, index, folder)
+    rule = _rule_of(parts, index, folder) if score is None else HIGHEST_SCORE
     checkpoints = StageCheckpoints(stage_folder(parts, index, folder))
     metrics_log = JsonLines(folder / "metrics.jsonl")
-    title = plan.name if rule is LENGTH else f"{plan.name} (may end early)"
+    title = (
+        plan.name if rule in (LENGTH, HIGHEST_SCORE) else f"{plan.name} (may end early)"
+    )
     state = sharding.replicate(state, parts.mesh)
     state, notes = loop.train_stage(
         plan,
         state,
         step_fn=step_fn,
         batches_from=batches_from,
-        validate=make_validation(parts, logits_of, stages[index], context_of),
+        validate=make_validation(parts, logits_of, stages[index], context_of, score),
         checkpoints=checkpoints,
         reporter=lambda start: _reporter(plan, title, start, folder, metrics_log),
         learning_rate=lambda step: float(schedule(step)),
@@ -114,14 +120,21 @@ def run_stage(
     return state, notes
 
 
-def best_state(parts: Setup, index: int, folder: Path, like: TrainState) -> TrainState:
+def best_state(
+    parts: Setup,
+    index: int,
+    folder: Path,
+    like: TrainState,
+    *,
+    finished: bool = True,
+) -> TrainState:
     """The best state of a stage, without optimisers; `like` gives the structure.
 
     Raises:
-      UserError: where it has not been run to its end.
+      UserError: where it has not been run to its end, if it must be `finished`.
     """
     where = stage_folder(parts, index, folder)
-    if not (where / DONE_FILE).exists():
+    if finished and not (where / DONE_FILE).exists():
         raise UserError(
             f"{folder}: stage {parts.config.stages[index].name!r} has not been run to "
             "its end; run kws_jax.main with this --workdir first."
@@ -200,8 +213,11 @@ def make_validation(
     logits_of: LogitsOf,
     stage: ConfigDict,
     context_of: ContextOf = lambda state: (),
+    score: Score | None = None,
 ) -> Callable[[TrainState], dict[str, float]]:
     """A function from state to loss and accuracy over the validation split.
+
+    And to the "score" by which the best state is chosen, if it is given.
 
     Loss and condition are those of the stage. Every validation hears the same noise, of
     the training part, at the same places. What `context_of` makes of the state once,
@@ -227,10 +243,11 @@ def make_validation(
         for batch in parts.eval_batches(parts.task.validation, condition, noise):
             for name, value in jax.device_get(jitted(state, batch, *context)).items():
                 sums[name] += float(value)
-        return {
+        measures = {
             "loss": sums["loss"] / sums["count"],
             "accuracy": sums["right"] / sums["count"],
         }
+        return measures | ({"score": score(state, measures)} if score else {})
 
     return validate
 

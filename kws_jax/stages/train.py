@@ -46,6 +46,8 @@ _BESIDE_PROGRAM = (
     "optimizer_start",
 )
 _NEVER = np.iinfo(np.int32).max  # later than any step
+# (trees, batch_stats, features, rngs, …) -> (logits, new batch_stats), in training
+Infer = Callable[..., tuple[jax.Array, PyTree]]
 
 
 def features_for_training(
@@ -66,30 +68,42 @@ def classification_loss(
     *,
     compute_dtype: str = "float32",
     table: data_parameters.StageTable | None = None,
+    infer: Infer | None = None,
 ) -> LossFn:
     """The stage's objective on the network's logits, smoothed, as a LossFn.
 
     Where a batch has a `target` [b, k], as after mixup, it stands for the `label`.
-    With a `table`, its data parameters divide the logits and are trained too.
+    With a `table`, its data parameters divide the logits and are trained too. `infer`
+    gives the logits in place of the model.
     """
     loss_of = runner.objective_of(stage).loss
-    infer: Callable[..., tuple[jax.Array, PyTree]] = networks.infer_in_training
-    if stage.trained_part == "head":
-        infer = networks.infer_with_frozen_encoder
+    head_alone = stage.get("trained_part", "all") == "head"
+
+    def infer_model(
+        trees: dict[str, PyTree],
+        batch_stats: PyTree,
+        features: jax.Array,
+        rngs: dict[str, jax.Array],
+        **told: Any,
+    ) -> tuple[jax.Array, PyTree]:
+        infer_part: Infer = networks.infer_in_training
+        if head_alone:
+            infer_part = networks.infer_with_frozen_encoder
+        variables = {"params": trees[WEIGHTS], "batch_stats": batch_stats}
+        return infer_part(
+            model, variables, features, rngs=rngs, compute_dtype=compute_dtype, **told
+        )
+
+    logits_of = infer or infer_model
 
     def loss_fn(
         trees: dict[str, PyTree], batch_stats: PyTree, batch: Any, key: jax.Array
     ) -> Any:
         mask_key, dropout_key = jax.random.split(key)
         features = features_for_training(parts, stage, mask_key, batch["audio"])
-        logits, batch_stats = infer(
-            model,
-            {"params": trees[WEIGHTS], "batch_stats": batch_stats},
-            features,
-            rngs={"dropout": dropout_key},
-            compute_dtype=compute_dtype,
-            **({"epoch": batch[EPOCH]} if EPOCH in batch else {}),
-        )
+        told = {"epoch": batch[EPOCH]} if EPOCH in batch else {}
+        rngs = {"dropout": dropout_key}
+        logits, batch_stats = logits_of(trees, batch_stats, features, rngs, **told)
         scaled = table.scale(trees, logits, batch) if table else logits
         loss = loss_of(
             scaled,
@@ -347,8 +361,7 @@ def variables_of(state: TrainState) -> dict[str, PyTree]:
 def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
     """The network of a finished stage, at its best step on validation."""
     model = networks.create_network(setup, folder)
-    like = _state_shapes(setup, model, {})
-    state = runner.best_state(setup, index, folder, like)
+    state = best_state(setup, index, folder, model)
     objective = runner.objective_of(setup.config.stages[index])
     return networks.trained_network(
         setup,
@@ -356,3 +369,13 @@ def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
         variables_of(state),
         probabilities_of=objective.probabilities,
     )
+
+
+def best_state(setup: Setup, index: int, folder: Path, model: nn.Module) -> TrainState:
+    """The best state of a finished stage, without optimisers."""
+    return runner.best_state(setup, index, folder, state_like(setup, model))
+
+
+def state_like(setup: Setup, model: nn.Module) -> TrainState:
+    """Shapes and types of a state of the network, without optimisers."""
+    return _state_shapes(setup, model, {})

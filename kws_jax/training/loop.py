@@ -93,7 +93,7 @@ def train_stage(
         Makes the steps of one call; metrics are scalars, or arrays [steps].
       batches_from: start step -> what `step_fn` takes for each of `plan.calls(start)`;
         a pure function of the step.
-      validate: state -> "loss" and "accuracy".
+      validate: state -> "loss" and "accuracy", and what else the rule judges.
       checkpoints: where states are kept.
       reporter: start step -> context manager that gives a `Reporter`.
       learning_rate: step -> rate, for logs and messages.

@@ -50,6 +50,22 @@ class Length:
 LENGTH = Length()
 
 
+class HighestScore:
+    """The stage has its full length; the best is the first of highest "score"."""
+
+    first_notes: Notes = {"best_score": None}
+    starts_from_best = False
+
+    def judge(self, notes: Notes, measures: Mapping[str, float]) -> Verdict:
+        """See `Rule`."""
+        before, score = notes["best_score"], measures["score"]
+        best = before is None or score > before
+        return Verdict(best, notes={"best_score": score if best else before})
+
+
+HIGHEST_SCORE = HighestScore()
+
+
 def criterion(accuracies: Sequence[float], losses: Sequence[float]) -> float:
     """Of the last of these validations, c = Norm(accuracy) - Norm(loss).
 

@@ -1,0 +1,1 @@
+"""Training of networks whose weights and activations have few bits."""

@@ -1,0 +1,85 @@
+"""The bits of each layer, of its weights and of its input, drawn."""
+
+from kws_jax.report import text
+from kws_jax.report.chart import Chart
+from kws_jax.report.markup import Markup, join, tag
+from kws_jax.report.plots import key
+from kws_jax.report.workdir import Run
+
+_WEIGHTS, _ACTIVATIONS = "weight_bits", "activation_bits"
+_MOST = 8
+_ROW, _BAR = 30, 9
+
+
+def bits_by_layer(run: Run) -> Markup | None:
+    """Bars for each layer in the order of the network, and the means."""
+    weights, activations = _layers(run, _WEIGHTS), _layers(run, _ACTIVATIONS)
+    if not weights:
+        return None
+    names = list(dict.fromkeys([*weights, *activations]))
+    chart = Chart(
+        "Bits of weights and activations by layer",
+        x=(0, _MOST),
+        y=(0, 1),
+        size=(600, _ROW * len(names) + 46),
+        margins=(4, 30, 44, 190),
+    )
+    for bits in range(0, _MOST + 1, 2):
+        x = chart.x(bits)
+        chart.add(tag("path", class_="grid", d=f"M{x:.1f} {chart.top}V{chart.bottom}"))
+    chart.x_axis("bits", ticks=range(0, _MOST + 1, 2))
+    for i, name in enumerate(names):
+        y = chart.top + _ROW * (i + 0.5)
+        chart.add(chart.text(chart.left - 10, y + 4.5, name, "end", "label"))
+        _bar(chart, y - _BAR, name, "weights", weights.get(name), "c0")
+        _bar(chart, y + 1, name, "activations", activations.get(name), "c1")
+    legend = tag("p", key("c0", "weights"), key("c1", "activations"), class_="legend")
+    return join([_means(run), legend, chart.svg("chart wide")])
+
+
+def _layers(run: Run, metric: str) -> dict[str, float]:
+    """Layer -> bits, from the rows of the last stage that has them."""
+    prefix = f"{metric}/"
+    rows = [m for m in run.results if m.metric.startswith(prefix)]
+    last = rows[-1].stage if rows else None
+    return {m.metric.removeprefix(prefix): m.value for m in rows if m.stage == last}
+
+
+def _bar(
+    chart: Chart, top: float, name: str, what: str, bits: float | None, class_: str
+) -> None:
+    if bits is None:
+        return
+    end = chart.x(bits)
+    chart.add(
+        tag(
+            "g",
+            tag("title", f"{name}: {bits:g} bits for {what}"),
+            tag(
+                "rect",
+                class_=f"dot {class_}",
+                x=float(chart.left),
+                y=top,
+                width=end - chart.left,
+                height=float(_BAR - 1),
+            ),
+            chart.text(end + 5, top + _BAR - 0.5, f"{bits:g}", "start", "tiny"),
+        )
+    )
+
+
+def _means(run: Run) -> Markup | None:
+    weights, activations = run.size(_WEIGHTS), run.size(_ACTIVATIONS)
+    size = run.size("weight_bytes")
+    if not (weights and activations and size):
+        return None
+    return tag(
+        "p",
+        "In the mean ",
+        tag("b", f"{weights.value:.3g} bits"),
+        " for a weight and ",
+        tag("b", f"{activations.value:.3g} bits"),
+        " for an activation; the kernels fill ",
+        tag("b", f"{text.count(size.value)} bytes"),
+        ".",
+    )

@@ -1,0 +1,298 @@
+"""Stage "quantize": a trained network goes on learning with few bits."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from kws_jax.errors import UserError
+from kws_jax.evaluation.metrics import result
+from kws_jax.models.counting import count_parameters
+from kws_jax.parts import Parts, Setup
+from kws_jax.quantization import calibration, learned
+from kws_jax.quantization.network import (
+    BITS,
+    BOUNDS,
+    Bits,
+    Kind,
+    QuantizedNetwork,
+)
+from kws_jax.quantization.sites import Sites, find_sites
+from kws_jax.stages import feeding, networks, runner, train
+from kws_jax.training.checkpoints import saving, write_json
+from kws_jax.training.optimizers import create_optimizer
+from kws_jax.training.state import WEIGHTS, TrainState, create_train_state
+from kws_jax.training.step import LossFn, make_train_step
+
+PyTree = Any
+RANGES_FILE = "ranges.json"
+_BITS_ROWS: dict[Kind, str] = {
+    "weights": "weight_bits",
+    "activations": "activation_bits",
+}
+
+
+def check(parts: Parts, index: int, folder: Path) -> None:
+    """Checks stage `index` before anything is trained.
+
+    Layers of a network that is yet to be found cannot be checked by name.
+
+    Raises:
+      UserError: no stage of kind 'train' comes before it; a layer cannot be quantised;
+        keep_float names none.
+    """
+    stages = parts.config.stages
+    if index == 0 or stages[index - 1].kind != "train":
+        raise UserError(
+            f"config.stages[{index}] is of kind 'quantize': it goes on from a trained "
+            "network, so put a stage of kind 'train' right before it."
+        )
+    if not networks.finds_genotype(parts) or (folder / networks.GENOTYPE_FILE).exists():
+        _sites(parts, stages[index], networks.create_network(parts, folder))
+
+
+def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
+    """Trains the quantised network; returns rows for results.json.
+
+    It starts from the best state of the stage before, with ranges of activations that
+    are measured on some of its batches, and computes in float32, since bfloat16 would
+    round once more.
+    """
+    stage = parts.config.stages[index]
+    model = networks.create_network(parts, folder)
+    before = train.best_state(parts, index - 1, folder, model)
+    sites = _sites(parts, stage, model)
+    ranges = _ranges(parts, index, folder, model, sites, before)
+    signed = calibration.signs(ranges)
+    network = QuantizedNetwork(model, sites, Bits(**stage.bits.to_dict()), signed)
+    bounds = calibration.initial_bounds(ranges, signed, stage.bits.activations)
+    _tell_unfolded(sites)
+
+    plan = runner.plan_of(parts, index, len(parts.task.train))
+    transformations, schedule = _transformations(stage, plan.total_steps)
+    trees = {**before.trees, **network.initial_trees(bounds)}
+    state = create_train_state(
+        trees,
+        before.batch_stats,
+        {label: transformations[label] for label in trees},
+    )
+    step = make_train_step(
+        quantized_loss(parts, stage, network), transformations, trained=tuple(trees)
+    )
+    feed = feeding.create_feed(
+        parts,
+        stage,
+        plan,
+        runner.stage_key(parts, index),
+        [parts.task.train],
+        lambda number: step,
+    )
+    state, notes = runner.run_stage(
+        parts,
+        index,
+        folder,
+        state,
+        step_fn=feed.step_fn,
+        batches_from=feed.batches_from,
+        logits_of=lambda state, features: network.infer(
+            state.trees, state.batch_stats, features
+        ),
+        plan=plan,
+        schedule=schedule,
+        # With learned bits the most accurate network is the one that has learned
+        # nothing yet: what is minimised, on the validation clips, decides there.
+        score=(
+            lambda state, measures: (
+                -float(measures["loss"] + _penalty(stage, network, state.trees))
+            )
+        )
+        if network.bits.learned
+        else None,
+    )
+    best = runner.best_state(parts, index, folder, state, finished=False)
+    rows = _rows(parts, stage, network, best, notes, plan.total_steps)
+    return [*rows, runner.validation_row(parts, stage.name, notes)]
+
+
+def quantized_loss(
+    parts: Parts, stage: ConfigDict, network: QuantizedNetwork
+) -> LossFn:
+    """The loss of training on quantised logits, as a LossFn.
+
+    Where bits are learned, with λ_w·B_w + λ_a·B_a: the mean bits of a weight and of an
+    activation (Peter et al., arXiv 2104.06666).
+    """
+
+    def infer(
+        trees: dict[str, PyTree],
+        batch_stats: PyTree,
+        features: jax.Array,
+        rngs: dict[str, jax.Array],
+    ) -> tuple[jax.Array, PyTree]:
+        logits = network.infer(trees, batch_stats, features, train=True, rngs=rngs)
+        return logits, batch_stats
+
+    classify = train.classification_loss(parts, stage, network.model, infer=infer)
+    if not network.bits.learned:
+        return classify
+
+    def loss_fn(
+        trees: dict[str, PyTree], batch_stats: PyTree, batch: Any, key: jax.Array
+    ) -> Any:
+        loss, (measures, batch_stats) = classify(trees, batch_stats, batch, key)
+        loss += _penalty(stage, network, trees)
+        bits = {
+            name: network.mean_bits(trees, kind) for kind, name in _BITS_ROWS.items()
+        }
+        return loss, ({**measures, "loss": loss, **bits}, batch_stats)
+
+    return loss_fn
+
+
+def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
+    """The quantised network of a finished stage, at its best step on validation."""
+    network, state = restore_quantized(setup, index, folder)
+    probabilities_of = runner.objective_of(setup.config.stages[index]).probabilities
+
+    @jax.jit
+    def probabilities(trees: PyTree, batch_stats: PyTree, audio: jax.Array) -> Any:
+        logits = network.infer(trees, batch_stats, setup.frontend(audio))
+        return probabilities_of(logits)
+
+    return networks.Network(
+        network.model,
+        train.variables_of(state),
+        setup.labels,
+        lambda audio: probabilities(state.trees, state.batch_stats, audio),
+    )
+
+
+def restore_quantized(
+    setup: Setup, index: int, folder: Path
+) -> tuple[QuantizedNetwork, TrainState]:
+    """The network of a finished stage as `quantization.integers` takes it.
+
+    Raises:
+      UserError: where the stage has not been run to its end.
+    """
+    stage = setup.config.stages[index]
+    model = networks.create_network(setup, folder)
+    sites = _sites(setup, stage, model)
+    network = QuantizedNetwork(model, sites, Bits(**stage.bits.to_dict()), {})
+    like = train.state_like(setup, model)
+    more = network.initial_trees(dict.fromkeys(sites.activation_counts, 1.0))
+    like = like.replace(trees={**like.trees, **more})
+    state = runner.best_state(setup, index, folder, like)
+    ranges = json.loads(_ranges_file(setup, index, folder).read_text())
+    return dataclasses.replace(network, signed=calibration.signs(ranges)), state
+
+
+def _sites(setup: Setup, stage: ConfigDict, model: nn.Module) -> Sites:
+    features = networks.sample_features(setup)
+    shapes = networks.variable_shapes(model, features)
+    return find_sites(model, shapes, features, keep_float=stage.keep_float)
+
+
+def _ranges_file(setup: Setup, index: int, folder: Path) -> Path:
+    return runner.stage_folder(setup, index, folder) / RANGES_FILE
+
+
+def _ranges(
+    parts: Parts,
+    index: int,
+    folder: Path,
+    model: nn.Module,
+    sites: Sites,
+    state: TrainState,
+) -> calibration.Ranges:
+    """Ranges of activations, measured once: a stage that is taken up keeps its own."""
+    path, stage = _ranges_file(parts, index, folder), parts.config.stages[index]
+    if path.exists():
+        return json.loads(path.read_text())
+    batches = parts.train_batches(parts.task.train, stage, 0)
+    features = jax.jit(parts.frontend)
+    ranges = calibration.measure_ranges(
+        model,
+        sites,
+        state.trees[WEIGHTS],
+        state.batch_stats,
+        (
+            features(batch["audio"])
+            for batch in itertools.islice(batches, stage.calibration_batches)
+        ),
+    )
+    if jax.process_index() == 0:
+        with saving(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, ranges)
+    return ranges
+
+
+def _tell_unfolded(sites: Sites) -> None:
+    if sites.unfolded and jax.process_index() == 0:
+        print(
+            "Batch norms that stay in float, as no quantised layer stands right before "
+            f"them: {', '.join(sites.unfolded)}"
+        )
+
+
+def _transformations(
+    stage: ConfigDict, total_steps: int
+) -> tuple[dict[str, optax.GradientTransformation], optax.Schedule]:
+    weights, schedule = create_optimizer(stage.optimizer, total_steps)
+    bounds, _ = create_optimizer(stage.range_optimizer, total_steps)
+    bits, _ = create_optimizer(stage.bits_optimizer, total_steps)
+    bits = optax.chain(bits, learned.keep_in_range(stage.bits.most))
+    return {WEIGHTS: weights, BOUNDS: bounds, BITS: bits}, schedule
+
+
+def _penalty(
+    stage: ConfigDict, network: QuantizedNetwork, trees: Mapping[str, PyTree]
+) -> Any:
+    """λ_w·B_w + λ_a·B_a."""
+    return stage.weight_bits_penalty * network.mean_bits(
+        trees, "weights"
+    ) + stage.activation_bits_penalty * network.mean_bits(trees, "activations")
+
+
+def _rows(
+    parts: Parts,
+    stage: ConfigDict,
+    network: QuantizedNetwork,
+    state: TrainState,
+    notes: dict[str, Any],
+    steps: int,
+) -> list[dict[str, Any]]:
+    """Sizes of the best network, its bits in the mean and by layer, and times."""
+    sites, trees = network.sites, jax.device_get(state.trees)
+    variables = train.variables_of(state)
+    measures: dict[str, Any] = {
+        **networks.size_of(parts, network.model, variables),
+        "seconds": notes["seconds"],
+        "clips_per_second": steps * stage.batch_size / notes["seconds"],
+        "weight_bytes": _weight_bytes(network, trees),
+        "norms_unfolded": len(sites.unfolded),
+    }
+    for kind, name in _BITS_ROWS.items():
+        measures[name] = network.mean_bits(trees, kind)
+        bits = network.bits_of(trees, kind)
+        measures |= {f"{name}/{layer}": number for layer, number in bits.items()}
+    return [
+        result(stage.name, "train", "clean", name, value, None, 1)
+        for name, value in measures.items()
+    ]
+
+
+def _weight_bytes(network: QuantizedNetwork, trees: Mapping[str, PyTree]) -> float:
+    """Bytes of all kernels at their bits; those kept in float have 32."""
+    kernels = [leaf for leaf in jax.tree.leaves(trees[WEIGHTS]) if leaf.ndim > 1]
+    counts, bits = network.sites.weight_counts, network.bits_of(trees, "weights")
+    kept = count_parameters(kernels) - sum(counts.values())
+    return float(4 * kept + sum(counts[n] * bits[n] for n in counts) / 8)

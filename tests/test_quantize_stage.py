@@ -1,0 +1,183 @@
+"""The stage that quantises, from the config to what is tested and predicted."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_end_to_end import KEYWORDS, write_words
+from test_stages import setup_of
+
+from configs import autokws, quantized, tc_resnet
+from kws_jax import config as configs
+from kws_jax import experiment
+from kws_jax.data.audio_files import read_audio
+from kws_jax.errors import UserError
+from kws_jax.parts import load_setup
+from kws_jax.quantization.integers import to_integers
+from kws_jax.report.workdir import read_run
+from kws_jax.stages import dispatch, quantize, train
+
+STEPS = 6
+
+
+def tiny(folder):
+    """A shallow network, trained for some steps on tones, then quantised."""
+    config = quantized.get_config("learned_bits,mbconv").unlock()
+    config.network.layers = ("E1K3", "SKIP", "SKIP") * 2
+    config.data.update(
+        source="folder",
+        dir=str(folder / "words"),
+        cache_dir=str(folder / "cache"),
+        keywords=",".join(KEYWORDS),
+    )
+    config.evaluation.update(snr_db=(), batch_size=16)
+    for stage in config.stages:
+        stage.update(steps=STEPS, batch_size=8, eval_every_epochs=3 * 8 / 44)
+    config.stages[1].update(keep_float=("head/*",), calibration_batches=2)
+    # Fast enough for bits to be given away in so few steps.
+    config.stages[1].bits_optimizer.learning_rate = 0.5
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder of the run, rows of its results, quantised network, its best state)."""
+    folder = tmp_path_factory.mktemp("quantized")
+    write_words(folder / "words")
+    config = tiny(folder)
+    configs.check(config)
+    workdir = folder / "run"
+    rows = experiment.run(config, str(workdir))
+    return (
+        workdir,
+        rows,
+        *quantize.restore_quantized(load_setup(workdir), 1, workdir),
+    )
+
+
+def test_rows_give_bits_by_layer_that_agree_with_their_means(finished):
+    _, rows, network, _ = finished
+    found = {r["metric"]: r["value"] for r in rows if r["stage"] == "quantize"}
+    for name, counts in (
+        ("weight_bits", network.sites.weight_counts),
+        ("activation_bits", network.sites.activation_counts),
+    ):
+        bits = [found[f"{name}/{layer}"] for layer in counts]
+        assert all(b in range(2, 9) for b in bits)
+        assert found[name] == pytest.approx(
+            np.average(bits, weights=[*counts.values()])
+        )
+        assert found[name] < 8
+    counts = network.sites.weight_counts
+    held = sum(counts[n] * found[f"weight_bits/{n}"] for n in counts) / 8
+    labels = len(KEYWORDS) + 2
+    assert found["weight_bytes"] == pytest.approx(held + 4 * 80 * labels)
+
+
+def test_the_quantised_network_is_what_is_tested_and_predicts(finished):
+    workdir, rows, network, state = finished
+    setup = load_setup(workdir)
+    answers = dispatch.finished_network(setup, workdir).probabilities
+    file = next((workdir.parent / "words" / "up").iterdir())
+    clip = jnp.asarray(read_audio(file))[None]
+    logits = network.infer(state.trees, state.batch_stats, setup.frontend(clip))
+    np.testing.assert_allclose(answers(clip), jax.nn.softmax(logits), atol=1e-5)
+    float_network = train.restore(setup, 0, workdir)
+    assert np.abs(answers(clip) - float_network.probabilities(clip)).max() > 1e-4
+    tested = [r for r in rows if r["split"] == "test" and r["metric"] == "accuracy"]
+    assert [r["stage"] for r in tested] == ["quantize"]
+
+
+def test_running_statistics_stay_and_all_trees_are_trained(finished):
+    workdir, _, network, state = finished
+    setup = load_setup(workdir)
+    before = train.best_state(setup, 0, workdir, network.model)
+    jax.tree.map(np.testing.assert_array_equal, before.batch_stats, state.batch_stats)
+    ranges = json.loads((workdir / "stages/1-quantize/ranges.json").read_text())
+    assert set(ranges) == set(state.trees["quantization_bounds"])
+    moved = jax.tree.map(
+        lambda a, b: bool(np.abs(a - b).max() > 0),
+        before.trees["weights"],
+        state.trees["weights"],
+    )
+    assert all(jax.tree.leaves(moved))
+
+
+def test_the_trained_network_has_integers(finished):
+    _, _, network, state = finished
+    given = to_integers(network, state.trees, state.batch_stats)
+    assert given.kept == ("head/linear",)
+    for name, weights in network.weights_of(state.trees, state.batch_stats).items():
+        layer = given.layers[name]
+        np.testing.assert_array_equal(layer.weights * layer.scale, weights)
+        assert np.abs(layer.weights).max() == 2 ** (layer.bits - 1) - 1
+
+
+def test_the_report_draws_bits_and_the_log_tells_how_they_fell(finished):
+    workdir = finished[0]
+    page = (workdir / "report.html").read_text()
+    assert "Bits of weights and activations by layer" in page
+    assert "stem/conv: " in page
+    lines = [m for m in read_run(workdir).metrics if m["stage"] == "quantize"]
+    scores = [m["score"] for m in lines if m["split"] == "validation"]
+    losses = [m["loss"] for m in lines if m["split"] == "validation"]
+    assert all(score < -loss for score, loss in zip(scores, losses, strict=True))
+    assert all("weight_bits" in m for m in lines if m["split"] == "train")
+
+
+def test_a_finished_run_goes_on_from_its_files(finished):
+    workdir, rows, _, _ = finished
+    config = tiny(workdir.parent)
+    assert experiment.run(config, str(workdir))[-1] == rows[-1]
+
+
+def test_a_network_that_is_not_trained_before_is_refused(tmp_path):
+    config = quantized.get_config("w8a8,cpu").unlock()
+    config.stages = (config.stages[1],)
+    with pytest.raises(UserError, match="a stage of kind 'train' right before"):
+        quantize.check(setup_of(config), 0, tmp_path)
+
+
+def test_patterns_are_checked_before_training_where_the_network_is_known(tmp_path):
+    config = quantized.get_config("w8a8,cpu").unlock()
+    config.stages[1].keep_float = ("heads/*",)
+    with pytest.raises(UserError, match=r"no layer is named 'heads/\*'"):
+        quantize.check(setup_of(config), 1, tmp_path)
+    found_later = quantized.add_quantization(autokws.get_config("cpu"), "w4a4")
+    found_later.stages[2].keep_float = ("heads/*",)
+    quantize.check(setup_of(found_later), 2, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("weights", 0, "bits.weights = 0: give 1 to 8"),
+        ("activations", 9, "bits.activations = 9: give 1 to 8"),
+    ],
+)
+def test_bits_out_of_range_are_refused(field, value, told):
+    config = quantized.get_config("w8a8,cpu").unlock()
+    config.stages[1].bits[field] = value
+    with pytest.raises(UserError, match=told):
+        configs.check(config)
+
+
+def test_learned_bits_out_of_range_are_refused():
+    config = quantized.get_config("learned_bits,cpu").unlock()
+    config.stages[1].bits.weights = 1
+    with pytest.raises(UserError, match="give 2 to 8 where bits are learned"):
+        configs.check(config)
+    config.stages[1].bits.update(weights=8, most=9)
+    with pytest.raises(UserError, match=r"bits\.most = 9: give 2 to 8"):
+        configs.check(config)
+
+
+def test_a_config_of_another_paper_takes_the_stage():
+    config = quantized.add_quantization(tc_resnet.get_config("14,cpu"), "w2a3")
+    first, last = config.stages
+    assert (last.bits.weights, last.bits.activations) == (2, 3)
+    assert last.epochs == first.epochs / 3
+    assert first.kind == "train"
+    configs.check(config)

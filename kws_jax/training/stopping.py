@@ -31,6 +31,8 @@ class Rule(Protocol):
     first_notes: Notes
     # Whether the state that the stage starts from is the best until another one is.
     starts_from_best: bool
+    # Whether it may end a stage before its last step.
+    may_end_early: bool
 
     def judge(self, notes: Notes, measures: Mapping[str, float]) -> Verdict:
         """The verdict on "accuracy" and "loss" of a validation, after `notes`."""
@@ -41,6 +43,7 @@ class Length:
 
     first_notes: Notes = {}
     starts_from_best = False
+    may_end_early = False
 
     def judge(self, notes: Notes, measures: Mapping[str, float]) -> Verdict:
         """See `Rule`."""
@@ -55,6 +58,7 @@ class HighestScore:
 
     first_notes: Notes = {"best_score": None}
     starts_from_best = False
+    may_end_early = False
 
     def judge(self, notes: Notes, measures: Mapping[str, float]) -> Verdict:
         """See `Rule`."""
@@ -93,6 +97,8 @@ class Criterion:
       patience: validations, at least 1.
       before: notes of the stage before, whose history and best go on; None begins anew.
     """
+
+    may_end_early = True
 
     def __init__(self, patience: int, before: Notes | None = None) -> None:
         self._patience = patience

@@ -19,7 +19,7 @@ from kws_jax.evaluation import testing
 from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
 from kws_jax.report.page import write_report
 from kws_jax.report.terminal import print_results, print_summary
-from kws_jax.stages import dispatch, feeding, networks
+from kws_jax.stages import dispatch, feeding, filters, networks
 from kws_jax.training.checkpoints import saving, write_json, write_text
 
 
@@ -121,9 +121,9 @@ def evaluate(config: ConfigDict, folder: Path, output: str) -> list[dict[str, An
 def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any]]:
     """Tests the best network of the last stage clean and in noise.
 
-    With `write`, leaves `evaluation.json` (labels, confusion matrices) and
+    With `write`, leaves `evaluation.json` (labels, confusion matrices),
     `predictions.npz` (the true and the predicted label of each test clip, by condition)
-    in `folder`.
+    and, of a learned front end, `filters.json` in `folder`.
     """
     network = dispatch.finished_network(parts, folder)
     rows, confusion, predictions = testing.test_network(
@@ -134,6 +134,8 @@ def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any
         noise=parts.noise,
         snr_db=parts.config.evaluation.snr_db,
     )
+    if write:
+        filters.keep_filters(parts, network, folder)
     if write and jax.process_index() == 0:
         write_json(
             folder / "evaluation.json",

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kws_jax.report import plots, tables, text
+from kws_jax.report.filters import filters
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.network_drawing import draw_network
 from kws_jax.report.style import CSS
@@ -22,8 +23,9 @@ def write_report(workdir: str | Path) -> Path:
     """Writes `workdir/report.html` from the files of the workdir alone.
 
     A pure function of config.json, results.json and, where they exist, metrics.jsonl,
-    architecture.jsonl, genotype.json and evaluation.json, so it can be called at any
-    time, also while the run goes on; a section whose file is missing is left out.
+    architecture.jsonl, genotype.json, filters.json and evaluation.json, so it can be
+    called at any time, also while the run goes on; a section whose file is missing is
+    left out.
 
     Args:
       workdir: the folder of the run.
@@ -122,7 +124,10 @@ def _network(run: Run) -> Markup | None:
     if {"window_ms", "hop_ms"} <= frontend.keys():
         room = 1000 - float(frontend["window_ms"])
         size["frames"] = 1 + int(room // float(frontend["hop_ms"]))
-    features = frontend.get("num_coefficients") or frontend.get("num_mel")
+    features = next(
+        filter(None, map(frontend.get, ("num_coefficients", "num_mel", "num_filters"))),
+        None,
+    )
     if features:
         size["features"] = int(features)
     return draw_network(run.genotype, _classes(run), **size)
@@ -169,6 +174,13 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
         "How the search decided",
         "The weight of every candidate in each layer, epoch by epoch.",
         plots.architecture,
+    ),
+    (
+        "filters",
+        "What the front end has learned",
+        "Every filter passes a band of frequencies. A thin line is the magnitude of one "
+        "filter’s response over its largest, the bold line their mean.",
+        filters,
     ),
     ("learning", "Learning curves", "", plots.learning_curves),
     ("config", "Configuration", "", tables.config_details),

@@ -39,6 +39,7 @@ class Run:
       architecture: the lines of architecture.jsonl, one per (stage, step).
       genotype: genotype.json of a searched network.
       evaluation: evaluation.json: labels and confusion matrices.
+      filters: filters.json: bands and responses of a learned front end.
       arguments: command.json: what kws_jax.main was started with, the workdir left out.
     """
 
@@ -49,6 +50,7 @@ class Run:
     architecture: Sequence[Mapping[str, Any]] = ()
     genotype: Mapping[str, Any] | None = None
     evaluation: Mapping[str, Any] | None = None
+    filters: Mapping[str, Any] | None = None
     arguments: Sequence[str] = ()
 
     @property
@@ -139,6 +141,7 @@ def read_run(workdir: str | Path) -> Run:
         architecture=_read_lines(workdir / "architecture.jsonl", ("stage", "step")),
         genotype=_read_genotype(workdir / "genotype.json"),
         evaluation=_read_json(workdir / "evaluation.json"),
+        filters=_read_json(workdir / "filters.json"),
         arguments=tuple(_read_json(workdir / "command.json") or ()),
     )
 

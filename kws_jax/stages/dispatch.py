@@ -10,7 +10,7 @@ from kws_jax.data.conditions import Condition
 from kws_jax.data.mixing import check_condition
 from kws_jax.errors import UserError
 from kws_jax.parts import Parts, Setup
-from kws_jax.stages import draw, networks, runner, search, train
+from kws_jax.stages import draw, filters, networks, runner, search, train
 from kws_jax.training import sharding
 from kws_jax.training.checkpoints import saving, write_json
 from kws_jax.training.optimizers import create_optimizer
@@ -28,6 +28,7 @@ def check(parts: Parts, folder: Path) -> None:
             "kind 'train', since that network is tested."
         )
     check_condition(Condition(snr_db=tuple(parts.config.evaluation.snr_db)))
+    filters.check(parts)
     for stage in stages:
         if stage.kind in _FINDS_GENOTYPE:
             search.create_space(parts)

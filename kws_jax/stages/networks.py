@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from kws_jax.errors import UserError
 from kws_jax.models import counting
 from kws_jax.models.genotype import Genotype, load_genotype, published
+from kws_jax.models.learned_frontend import WithFrontend, create_filters
 from kws_jax.models.registry import create_model
 from kws_jax.parts import Setup
 from kws_jax.training.checkpoints import write_text
@@ -47,7 +48,15 @@ def create_network(setup: Setup, folder: Path) -> nn.Module:
             "give a JSON file or a published name (such as autokws-noisydarts), or "
             "add a stage of kind 'search' or 'random_search' before 'train'."
         )
-    return create_model(setup.config.network.name, len(setup.labels), **settings)
+    model = create_model(setup.config.network.name, len(setup.labels), **settings)
+    return behind_frontend(setup, model)
+
+
+def behind_frontend(setup: Setup, model: nn.Module) -> nn.Module:
+    """The network with the front end's filters before it, where those are learned."""
+    frontend = setup.frontend
+    filters = create_filters(frontend.name, frontend.settings, frontend.shape[1])
+    return WithFrontend(filters, model) if filters else model
 
 
 def keep_given_genotype(setup: Setup, folder: Path) -> None:
@@ -86,7 +95,7 @@ def check_network(setup: Setup) -> None:
 
 
 def sample_features(setup: Setup) -> jax.Array:
-    """Zero features of one clip [1, t, f], to initialise and to count with."""
+    """Zeros like the front end's output of one clip, to initialise and count with."""
     return jnp.zeros((1, *setup.frontend.shape), jnp.float32)
 
 

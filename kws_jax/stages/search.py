@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -91,7 +92,7 @@ def halves(split: Split, seed: int) -> tuple[Split, Split]:
 def search_loss(
     parts: Parts,
     stage: ConfigDict,
-    supernet: SuperNet,
+    supernet: nn.Module,
     method: Darts,
     *,
     compute_dtype: str = "float32",
@@ -127,13 +128,15 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     """Searches, writes genotype.json and returns rows for results.json."""
     stage = parts.config.stages[index]
     method = create_method(parts)
+    space = create_space(parts)
     supernet = SuperNet(
         num_labels=len(parts.labels),
-        space=create_space(parts),
+        space=space,
         dropout=parts.config.network.dropout,
         skip_noise=method.skip_noise,
         batch_norm_momentum=parts.config.network.batch_norm_momentum,
     )
+    network = networks.behind_frontend(parts, supernet)
     weights_half, architecture_half = halves(parts.task.train, parts.config.data.seed)
     plan = runner.plan_of(parts, index, len(weights_half))
     warm_up = round(stage.warmup_epochs * plan.steps_per_epoch)
@@ -151,31 +154,29 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         plan,
         runner.stage_key(parts, index),
         [weights_half, architecture_half],
-        _step_at(parts, stage, supernet, method, transformations, warm_up),
+        _step_at(parts, stage, network, method, transformations, warm_up),
     )
     log = JsonLines(folder / ARCHITECTURE_LOG)
     state, notes = runner.run_stage(
         parts,
         index,
         folder,
-        _initial_state(parts, supernet, method, transformations),
+        _initial_state(parts, network, space, method, transformations),
         plan=plan,
         step_fn=feed.step_fn,
         batches_from=feed.batches_from,
         logits_of=lambda state, features: networks.infer(
-            supernet,
+            network,
             variables_of(state),
             features,
             method.op_weights(state.trees[ARCHITECTURE]),
         ),
         schedule=schedule,
         logs=(log,),
-        after_validation=functools.partial(
-            _log_architecture, method, supernet.space, log, plan
-        ),
+        after_validation=functools.partial(_log_architecture, method, space, log, plan),
     )
     architecture_weights = jax.device_get(state.trees[ARCHITECTURE])
-    genotype = method.derive(architecture_weights, supernet.space)
+    genotype = method.derive(architecture_weights, space)
     if jax.process_index() == 0:
         networks.keep_genotype(genotype, folder)
     return [
@@ -185,10 +186,14 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
 
 
 def _initial_state(
-    parts: Parts, supernet: SuperNet, method: Darts, transformations: dict[str, Any]
+    parts: Parts,
+    supernet: nn.Module,
+    space: SearchSpace,
+    method: Darts,
+    transformations: dict[str, Any],
 ) -> TrainState:
     weights_key, architecture_key = jax.random.split(jax.random.key(parts.config.seed))
-    architecture = supernet.space.init_architecture(architecture_key)
+    architecture = space.init_architecture(architecture_key)
     variables = networks.initial_variables(
         supernet,
         weights_key,
@@ -203,7 +208,7 @@ def _initial_state(
 def _step_at(
     parts: Parts,
     stage: ConfigDict,
-    supernet: SuperNet,
+    supernet: nn.Module,
     method: Darts,
     transformations: dict[str, Any],
     warm_up: int,

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from kws_jax.errors import UserError, nearest
 
 SOURCES = ("tfds", "folder", "synthetic")
-STAGE_KINDS = ("train", "search", "random_search")
+STAGE_KINDS = ("train", "search", "proxyless_search", "random_search")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # Fields that may differ when an experiment is taken up again: where things lie and
 # how they are shown, not what is computed.

@@ -1,4 +1,4 @@
-"""The first layer of a network that hears the waveform: SincConv, or a free convolution.
+"""The first layer of networks that hear the waveform: SincConv, or free filters.
 
 References: Peter, Roth and Pernkopf, "End-to-end Keyword Spotting using Neural
 Architecture Search and Quantization", ICASSP 2022 (arXiv 2104.06666), Table 1 (i);

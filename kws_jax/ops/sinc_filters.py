@@ -34,8 +34,8 @@ def mel_bands(
     Each band reaches from the centre before it to the one behind it; the first begins
     at `low_hz`, the last ends at `high_hz`. float64 [num_filters] both.
     """
-    ends = 2595 * np.log10(1 + np.array([low_hz, high_hz]) / 700)
-    hertz = 700 * (10 ** (np.linspace(*ends, num_filters + 2) / 2595) - 1)
+    first, last = 2595 * np.log10(1 + np.array([low_hz, high_hz]) / 700)
+    hertz = 700 * (10 ** (np.linspace(first, last, num_filters + 2) / 2595) - 1)
     return hertz[:-2], hertz[2:]
 
 

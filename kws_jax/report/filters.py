@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kws_jax.report.chart import Chart, path_of
+from kws_jax.report.chart import Chart, dot_key, path_of
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.workdir import Run
 
@@ -50,21 +50,8 @@ def _bands(found: Mapping[str, Any]) -> Markup:
                 d=f"M{x:.1f} {low:.1f}V{high:.1f}",
             )
             chart.add(bar)
-    keys = [_key("c1", "before training"), _key("c0", "after training")]
+    keys = [dot_key("c1", "before training"), dot_key("c0", "after training")]
     return join([tag("p", join(keys), class_="legend"), chart.svg("chart wide")])
-
-
-def _key(class_: str, name: str) -> Markup:
-    dot = tag(
-        "svg",
-        tag("circle", class_=f"dot {class_}", cx=6, cy=6, r=5),
-        viewBox="0 0 12 12",
-        width=12,
-        height=12,
-        aria_hidden="true",
-        xmlns="http://www.w3.org/2000/svg",
-    )
-    return tag("span", dot, f" {name}", class_="key")
 
 
 def _responses(found: Mapping[str, Any], state: str) -> Markup:

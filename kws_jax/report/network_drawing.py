@@ -51,17 +51,22 @@ def draw_network(
     """
     layers = _layers(genotype, frames)
     stem = int(genotype["stem_channels"])
+    stem_name = f"conv 3 → {stem} channels"
+    if any(op.expansion for layer in layers for op in layer.ops):
+        stem_name = f"conv 3 × 3, stride 2 → {stem} channels"
     y = _END_HEIGHT + 18
     parts = [
         _header(),
         _end_row(18, "input", f"{features} features a frame", frames, features),
-        _end_row(y, "stem", f"conv 3 → {stem} channels", frames, stem),
+        _end_row(y, "stem", stem_name, frames, stem),
     ]
     y += _END_HEIGHT
     for layer in layers:
         parts.append(_draw_layer(layer, y))
         y += _LAYER_HEIGHT
     head = f"mean over time → {classes} classes"
+    if any(op.expansion for layer in layers for op in layer.ops):
+        head = f"conv 1 × 1 → mean → {classes} classes"
     parts.append(_end_row(y, "head", head, None, classes))
     return svg("The found network", WIDTH, y + _END_HEIGHT, parts, "chart network")
 
@@ -184,7 +189,9 @@ def _draw_op(
     width = lane - (60 if roomy else 12)
     shortcut = None if layer.plain_shortcut or not roomy else _shortcut(op, layer)
     side = x + width / 2 + (22 if roomy else 4)
-    bypass = _bypass(shortcut, x, side, y)
+    # an inverted bottleneck has no other shortcut than its input
+    alone = op.expansion and not layer.plain_shortcut
+    bypass = None if alone else _bypass(shortcut, x, side, y)
     box = _op_box(op, layer, x - width / 2, y + _BOX[0], width)
     return tag("g", _wire(d), bypass, box, class_="op", data_op=op.name)
 
@@ -230,12 +237,14 @@ def _op_box(
         parts.append(_label(middle, top + 31, op.name, "tiny", "middle"))
         return join(parts)
     name = f"kernel {op.kernel}" if op.kernel and width >= 90 else op.name
+    if op.expansion:
+        name = f"kernel {op.kernel} × {op.kernel}, expansion {op.expansion}"
     parts.append(_label(left + 10, top + 22, name, "label"))
     if op.squeeze and width >= 90:
         parts.append(_squeeze(left + width - 40, top + 8))
     if op.kernel:
         parts.append(_taps(op.kernel, colour, left + 10, top + 35))
-    if op.kernel and width >= 170:
+    if op.kernel and width >= 170 and not op.expansion:
         step = f"conv, stride {layer.stride}" if layer.stride > 1 else "conv"
         parts.append(
             _label(left + width - 10, top + 43, f"{step} → conv", "small extra", "end")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kws_jax.report import plots, tables, text
+from kws_jax.report.entropy import entropy
 from kws_jax.report.filters import filters
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.network_drawing import draw_network
@@ -16,7 +17,12 @@ _SOURCES = {
     "folder": "a folder of recordings",
     "synthetic": "synthetic speech",
 }
-_METHODS = {"darts": "DARTS", "fairdarts": "FairDARTS", "noisydarts": "NoisyDARTS"}
+_METHODS = {
+    "darts": "DARTS",
+    "fairdarts": "FairDARTS",
+    "noisydarts": "NoisyDARTS",
+    "proxyless": "ProxylessNAS",
+}
 
 
 def write_report(workdir: str | Path) -> Path:
@@ -95,8 +101,10 @@ def summary(run: Run) -> Markup:
 def _network_name(run: Run) -> str:
     network = run.config.get("network") or {}
     method = (run.config.get("search") or {}).get("method")
-    if network.get("genotype"):
-        return f"The network {network['genotype']}"
+    given = network.get("genotype") or network.get("layers")
+    if given:
+        name = given if isinstance(given, str) else network.get("name")
+        return f"The network {name}"
     if not method:
         return f"The network {network.get('name', 'of this run')}"
     if method == "random":
@@ -176,10 +184,17 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
         plots.architecture,
     ),
     (
+        "entropy",
+        "How undecided the search was",
+        "The entropy of each layer’s choice, over that of an even one: 1 is undecided, "
+        "0 is certain.",
+        entropy,
+    ),
+    (
         "filters",
         "What the front end has learned",
-        "Every filter passes a band of frequencies. A thin line is the magnitude of one "
-        "filter’s response over its largest, the bold line their mean.",
+        "Every filter passes a band of frequencies. A thin line is the magnitude of "
+        "one filter’s response over its largest, the bold line their mean.",
         filters,
     ),
     ("learning", "Learning curves", "", plots.learning_curves),

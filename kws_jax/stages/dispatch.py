@@ -10,13 +10,18 @@ from kws_jax.data.conditions import Condition
 from kws_jax.data.mixing import check_condition
 from kws_jax.errors import UserError
 from kws_jax.parts import Parts, Setup
-from kws_jax.stages import draw, filters, networks, runner, search, train
+from kws_jax.stages import draw, filters, networks, proxyless, runner, search, train
 from kws_jax.training import sharding
 from kws_jax.training.checkpoints import saving, write_json
 from kws_jax.training.optimizers import create_optimizer
 
-KINDS = {"train": train.run, "search": search.run, "random_search": draw.run}
-_FINDS_GENOTYPE = ("search", "random_search")
+KINDS = {
+    "train": train.run,
+    "search": search.run,
+    "proxyless_search": proxyless.run,
+    "random_search": draw.run,
+}
+_FINDS_GENOTYPE = ("search", "proxyless_search", "random_search")
 
 
 def check(parts: Parts, folder: Path) -> None:
@@ -30,7 +35,9 @@ def check(parts: Parts, folder: Path) -> None:
     check_condition(Condition(snr_db=tuple(parts.config.evaluation.snr_db)))
     filters.check(parts)
     for stage in stages:
-        if stage.kind in _FINDS_GENOTYPE:
+        if stage.kind == "proxyless_search" or draw.draws_layers(parts, stage):
+            proxyless.check(parts)
+        elif stage.kind in _FINDS_GENOTYPE:
             search.create_space(parts)
         if stage.kind == "search":
             search.create_method(parts)
@@ -56,7 +63,8 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         return json.loads(done.read_text())
     if stage.kind in _FINDS_GENOTYPE and not networks.finds_genotype(parts):
         print(
-            f"Stage {stage.name!r} left out: config.network.genotype names the network"
+            f"Stage {stage.name!r} left out: "
+            f"config.network.{networks.found_field(parts)} names the network"
         )
         return []
     rows = KINDS[stage.kind](parts, index, folder)

@@ -94,6 +94,22 @@ def best_state(parts: Setup, index: int, folder: Path, like: TrainState) -> Trai
     Raises:
       UserError: where it has not been run to its end.
     """
+    like = without_optimizers(like)
+    return _finished_state(parts, index, folder, like, best=True)
+
+
+def last_state(parts: Setup, index: int, folder: Path, like: TrainState) -> TrainState:
+    """The state at the end of a stage; `like` gives the structure.
+
+    Raises:
+      UserError: where it has not been run to its end.
+    """
+    return _finished_state(parts, index, folder, like, best=False)
+
+
+def _finished_state(
+    parts: Setup, index: int, folder: Path, like: TrainState, *, best: bool
+) -> TrainState:
     where = stage_folder(parts, index, folder)
     if not (where / DONE_FILE).exists():
         raise UserError(
@@ -101,8 +117,9 @@ def best_state(parts: Setup, index: int, folder: Path, like: TrainState) -> Trai
             "its end; run kws_jax.main with this --workdir first."
         )
     checkpoints = StageCheckpoints(where, read_only=True)
-    like = sharding.replicated_like(without_optimizers(like), parts.mesh)
-    restored = checkpoints.restore_best(like)
+    like = sharding.replicated_like(like, parts.mesh)
+    restore = checkpoints.restore_best if best else checkpoints.restore_last
+    restored = restore(like)
     checkpoints.close()
     if restored is None:
         raise UserError(f"{where} holds no checkpoint; run kws_jax.main again.")

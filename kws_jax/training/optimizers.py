@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from kws_jax.errors import UserError, nearest
 
-SCHEDULES = ("constant", "cosine", "step")
+SCHEDULES = ("constant", "cosine", "rising_cosine", "step")
 OPTIMIZERS = ("sgd", "adam")
 
 
@@ -30,6 +31,8 @@ def create_schedule(settings: Mapping[str, Any], total_steps: int) -> optax.Sche
     elif name == "cosine":
         alpha = settings["final_learning_rate"] / rate if rate else 0.0
         schedule = optax.cosine_decay_schedule(rate, max(total_steps, 1), alpha)
+    elif name == "rising_cosine":
+        schedule = _rising_cosine(rate, max(total_steps, 1))
     elif name == "step":
         fractions = settings["step_at"]
         if any(not 0 < f < 1 for f in fractions):
@@ -51,6 +54,13 @@ def create_schedule(settings: Mapping[str, Any], total_steps: int) -> optax.Sche
         return schedule
     ramp = optax.linear_schedule(0.0, 1.0, warmup)
     return lambda step: schedule(step) * ramp(step)
+
+
+def _rising_cosine(rate: float, total_steps: int) -> optax.Schedule:
+    """Rate · (1 + cos(π(1 + t/2T))), from 0 to `rate`: ProxylessNAS, for α."""
+    return lambda step: (
+        rate * (1 + jnp.cos(jnp.pi * (1 + jnp.minimum(step / total_steps, 1) / 2)))
+    )
 
 
 def create_optimizer(

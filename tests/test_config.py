@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import network
+from configs import end_to_end_nas, network
 from kws_jax import command_line
 from kws_jax import config as configs
 from kws_jax.errors import UserError
@@ -23,6 +23,10 @@ ARGUMENTS = {
     ),
     "tc_resnet": itertools.product(("", "8", "8-1.5", "14", "14-1.5"), SIZES),
     "network": itertools.product(("", *network.NETWORKS), SIZES),
+    "end_to_end_nas": [
+        *itertools.product(("", "random"), SIZES),
+        *((frontend,) for frontend in end_to_end_nas.FRONTENDS),
+    ],
 }
 EXPERIMENTS = [
     f"{name}:{','.join(filter(None, words))}"
@@ -55,7 +59,14 @@ def test_every_experiment_passes_the_checks(experiment):
 
 
 @pytest.mark.parametrize(
-    "experiment", ["autokws:", "autokws:random,cpu", "tc_resnet:", "network:mbconv"]
+    "experiment",
+    [
+        "autokws:",
+        "autokws:random,cpu",
+        "tc_resnet:",
+        "network:mbconv",
+        "end_to_end_nas:",
+    ],
 )
 def test_a_stored_config_is_the_same_experiment(experiment, tmp_path):
     config = load(experiment)

@@ -11,7 +11,8 @@ def entropy(run: Run) -> Markup | None:
     if not lines:
         return None
     # stages follow each other, and each counts its epochs from 0
-    epochs, before = [], 0.0
+    epochs: list[float] = []
+    before = 0.0
     for previous, line in zip([lines[0], *lines], lines):
         if line["stage"] != previous["stage"]:
             before = epochs[-1]

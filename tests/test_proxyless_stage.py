@@ -21,7 +21,7 @@ from kws_jax.training.state import ARCHITECTURE, WEIGHTS
 def nas_parts(words="mfcc10", **search):
     config = end_to_end_nas.get_config(words).unlock()
     config.evaluation.batch_size = 16
-    config.search.update(expansions=(1, 2), kernels=(3,), **search)
+    config.search.update(expansions=(2, 3), kernels=(3,), **search)
     for stage in config.stages[:-1]:
         if stage.kind == "proxyless_search":
             # half an epoch of the 23 clips without the architecture

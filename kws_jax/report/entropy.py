@@ -10,13 +10,7 @@ def entropy(run: Run) -> Markup | None:
     lines = [line for line in run.architecture if "entropy" in line]
     if not lines:
         return None
-    # stages follow each other, and each counts its epochs from 0
-    epochs: list[float] = []
-    before = 0.0
-    for previous, line in zip([lines[0], *lines], lines):
-        if line["stage"] != previous["stage"]:
-            before = epochs[-1]
-        epochs.append(before + float(line["epoch"]))
+    epochs = [float(line["epoch"]) for line in lines]
     chart = Chart(
         "Entropy of the choice in each layer",
         x=(min(epochs), max(epochs)),
@@ -24,7 +18,7 @@ def entropy(run: Run) -> Markup | None:
         margins=(12, 80, 44, 50),
     )
     chart.y_axis(lambda v: f"{v:g}")
-    chart.x_axis("epoch, stages one after the other")
+    chart.x_axis("epoch")
     for layer, last in enumerate(lines[-1]["entropy"]):
         points = [(e, line["entropy"][layer]) for e, line in zip(epochs, lines)]
         tip = tag("title", f"layer {layer + 1}: {last:.3f}")

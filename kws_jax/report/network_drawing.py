@@ -49,24 +49,28 @@ def draw_network(
     Returns:
       An SVG with one element `data-op=NAME` per operation.
     """
-    layers = _layers(genotype, frames)
+    bottlenecks = any(
+        operations.parse(str(name)).expansion
+        for names in genotype["layers"]
+        for name in names
+    )
+    # the network of inverted bottlenecks has a stem of stride 2
+    stemmed = -(-frames // 2) if bottlenecks else frames
+    layers = _layers(genotype, stemmed)
     stem = int(genotype["stem_channels"])
-    stem_name = f"conv 3 → {stem} channels"
-    if any(op.expansion for layer in layers for op in layer.ops):
-        stem_name = f"conv 3 × 3, stride 2 → {stem} channels"
+    kernel = "3 × 3, stride 2" if bottlenecks else "3"
     y = _END_HEIGHT + 18
     parts = [
         _header(),
         _end_row(18, "input", f"{features} features a frame", frames, features),
-        _end_row(y, "stem", stem_name, frames, stem),
+        _end_row(y, "stem", f"conv {kernel} → {stem} channels", stemmed, stem),
     ]
     y += _END_HEIGHT
     for layer in layers:
         parts.append(_draw_layer(layer, y))
         y += _LAYER_HEIGHT
-    head = f"mean over time → {classes} classes"
-    if any(op.expansion for layer in layers for op in layer.ops):
-        head = f"conv 1 × 1 → mean → {classes} classes"
+    mean = "conv 1 × 1 → mean" if bottlenecks else "mean over time"
+    head = f"{mean} → {classes} classes"
     parts.append(_end_row(y, "head", head, None, classes))
     return svg("The found network", WIDTH, y + _END_HEIGHT, parts, "chart network")
 

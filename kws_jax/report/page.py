@@ -174,7 +174,8 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
         "From the features at the top to the scores at the bottom. A block convolves "
         "twice over time, with as many taps as there are coloured squares; SE is "
         "squeeze-and-excitation; the thin line beside a block is its shortcut, with a "
-        "convolution where the size changes.",
+        "convolution where the size changes. A block with an expansion is an inverted "
+        "bottleneck over an image of frequency and time, convolved once.",
         _network,
     ),
     (

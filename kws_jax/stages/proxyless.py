@@ -172,6 +172,10 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         repeats=(1, every) if every else (1,),
     )
     log = JsonLines(folder / ARCHITECTURE_LOG)
+    more: dict[str, Any] = {}
+    if every:
+        tell = functools.partial(_log_architecture, space, log, plan)
+        more = {"logs": (log,), "after_validation": tell}
     state, notes = runner.run_stage(
         parts,
         index,
@@ -187,8 +191,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
             proxyless.likeliest_path(state.trees[ARCHITECTURE]),
         ),
         schedule=schedule,
-        logs=(log,),
-        after_validation=functools.partial(_log_architecture, space, log, plan),
+        **more,
     )
     if every and jax.process_index() == 0:
         found = jax.device_get(state.trees[ARCHITECTURE])

@@ -138,6 +138,33 @@ def log_mel() -> ConfigDict:
     )
 
 
+def waveform(name: str, num_filters: int) -> ConfigDict:
+    """Filters that the network learns: 'sinc' or 'conv1d', 98 frames of 25 ms."""
+    free = {
+        "name": name,
+        "window_ms": 25.0,
+        "hop_ms": 10.0,
+        "num_filters": num_filters,
+        # After the filters: 'log1p_abs', 'abs' or 'none'.
+        "post": "log1p_abs",
+    }
+    if name == "conv1d":
+        return ConfigDict(free)
+    edges = {
+        # The first bands, evenly spaced in mel between these, are widened by
+        "low_hz": 30.0,
+        "high_hz": 7900.0,
+        # the lowest edge and the narrowest band, which training keeps.
+        "min_low_hz": 50.0,
+        "min_band_hz": 50.0,
+        # Hz in one unit of the parameters: how fast edges move, by its square.
+        "unit_hz": 100.0,
+        # On the taps: 'hamming', 'hann' or 'none'.
+        "window_function": "hamming",
+    }
+    return ConfigDict(free | edges)
+
+
 def tc_resnet_sgd() -> ConfigDict:
     """TC-ResNet: SGD, 0.1 divided by ten after each third, L2 0.001 on kernels."""
     return ConfigDict(

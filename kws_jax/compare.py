@@ -5,6 +5,8 @@ standard deviation over the seeds. With `--baseline=W`, the row of workdir W is 
 others are compared with, by a paired bootstrap over the test clips (each clip's share
 of right answers over the seeds). Rows of one network and search method, that differ in
 another setting, are told apart by the folder named first. Prints Markdown.
+`--plot=FILE.html` also draws accuracy against parameters, the area of a dot being the
+multiply-accumulates.
 """
 
 import dataclasses
@@ -20,11 +22,13 @@ from kws_jax import command_line
 from kws_jax import config as configs
 from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import paired_bootstrap
+from kws_jax.report import size_plot
 from kws_jax.report.workdir import Run, read_run
 
 _BASELINE = flags.DEFINE_string(
     "baseline", "", "Workdir whose row the others are compared with."
 )
+_PLOT = flags.DEFINE_string("plot", "", "HTML file for a drawing of the table.")
 _HEADS = (
     "network",
     "seeds",
@@ -49,6 +53,17 @@ class Row:
     folders: list[Path]
     runs: list[Run]
     correct: list[np.ndarray]  # bool [n] for each run: was the clean clip right?
+
+    @property
+    def group(self) -> str:
+        """What the networks of one curve have in common: search and front end."""
+        config = self.runs[0].config
+        frontend = config.get("frontend") or {}
+        sizes = ("num_filters", "num_coefficients", "num_mel")
+        size = next((frontend[s] for s in sizes if s in frontend), "")
+        network = (config.get("search") or config["network"]).get("method")
+        name = network or config["network"]["name"]
+        return f"{name} {frontend.get('name', '')}{size}".rstrip()
 
     def values(self, metric: str, condition: str = "clean") -> list[float]:
         """A measure of the last stage's network in each run."""
@@ -110,9 +125,12 @@ def _name(folder: Path) -> str:
 def _network_name(config: ConfigDict) -> str:
     if "search" in config:
         kinds = {stage.kind for stage in config.stages}
-        if config.network.genotype:
-            return str(config.network.genotype)
-        return "random" if "random_search" in kinds else str(config.search.method)
+        given = config.network.get("genotype") or config.network.get("layers")
+        if given:
+            return str(given)
+        method = "random" if "random_search" in kinds else str(config.search.method)
+        filters = config.frontend.get("num_filters") if "frontend" in config else None
+        return f"{method} {config.frontend.name}{filters}" if filters else method
     width = config.network.get("width", 1.0)
     return f"{config.network.name} ×{width:g}"
 
@@ -146,6 +164,31 @@ def _cells(row: Row) -> list[str]:
         _minutes(row.seconds(last=False)),
         _minutes(row.seconds(last=True)),
     ]
+
+
+def write_plot(rows: Sequence[Row], path: Path) -> None:
+    """Draws clean accuracy against parameters; a curve for each front end and method.
+
+    Raises:
+      UserError: where the file cannot be written.
+    """
+    points = [
+        size_plot.Point(
+            group=row.group,
+            name=row.name,
+            parameters=statistics.fmean(row.values("parameters")),
+            macs=statistics.fmean(row.values("macs")),
+            accuracy=statistics.fmean(row.values("accuracy")),
+        )
+        for row in rows
+    ]
+    try:
+        path.write_text(size_plot.page(points), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"--plot={path} cannot be written ({error}); name a file in a folder that "
+            "exists."
+        ) from error
 
 
 def _percent(values: list[float], *, spread: bool = False) -> str:
@@ -182,6 +225,8 @@ def main(argv: list[str]) -> None:
         if baseline is None:
             raise UserError(f"--baseline={_BASELINE.value} is not among the workdirs.")
     print(table(rows, baseline))
+    if _PLOT.value:
+        write_plot(rows, Path(_PLOT.value))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,14 @@ from kws_jax import recipes
 from kws_jax.errors import UserError, nearest
 
 SOURCES = ("tfds", "folder", "synthetic")
-STAGE_KINDS = ("train", "search", "random_search", "embed", "quantize")
+STAGE_KINDS = (
+    "train",
+    "search",
+    "proxyless_search",
+    "random_search",
+    "embed",
+    "quantize",
+)
 TRAINED_PARTS = ("all", "head")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # Fields that may differ when an experiment is taken up again: where things lie and

@@ -20,7 +20,14 @@ from kws_jax.evaluation import false_accepts, testing
 from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
 from kws_jax.report.page import write_report
 from kws_jax.report.terminal import print_detection, print_results, print_summary
-from kws_jax.stages import detection, dispatch, embeddings, feeding, networks
+from kws_jax.stages import (
+    detection,
+    dispatch,
+    embeddings,
+    feeding,
+    filters,
+    networks,
+)
 from kws_jax.training.checkpoints import saving, write_json, write_text
 
 
@@ -168,9 +175,10 @@ def _parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Par
 def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any]]:
     """Tests the best network of the last stage: clean, in noise, on other words.
 
-    With `write`, leaves `evaluation.json` (labels, confusion matrices) and
+    With `write`, leaves `evaluation.json` (labels, confusion matrices),
     `predictions.npz` (the true and the predicted label of each test clip, by condition)
-    in `folder`, and `embeddings.npz` where they are asked for.
+    and, of a learned front end, `filters.json` in `folder`, and `embeddings.npz` where
+    they are asked for.
     """
     network = dispatch.finished_network(parts, folder)
     rows, confusion, predictions = testing.test_network(
@@ -191,6 +199,8 @@ def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any
         labels=parts.labels,
         keywords=len(parts.keywords),
     )
+    if write:
+        filters.keep_filters(parts, network, folder)
     if write and jax.process_index() == 0:
         write_json(
             folder / "evaluation.json",

@@ -97,3 +97,18 @@ def test_workdir_without_results_is_refused(tmp_path):
     (run / "results.json").unlink()
     with pytest.raises(UserError, match=r"results\.json"):
         compare.read_rows([run])
+
+
+def test_plot_shows_every_row_on_the_curve_of_its_network(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", seed=0),
+        make_run(tmp_path / "b", seed=0, network="tc_resnet14", right=80),
+    ]
+    rows = compare.read_rows(runs)
+    compare.write_plot(rows, tmp_path / "plot.html")
+    page = (tmp_path / "plot.html").read_text()
+    for name, accuracy in (("tc_resnet8", "90.00"), ("tc_resnet14", "80.00")):
+        assert f"{name} ×1.5: {accuracy} %, 1,000 parameters, 2.00 M" in page
+        assert f" {name}</span>" in page
+    with pytest.raises(UserError, match="cannot be written"):
+        compare.write_plot(rows, tmp_path / "nowhere" / "plot.html")

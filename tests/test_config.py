@@ -14,6 +14,7 @@ from configs import (
     convmixer,
     data_parameters,
     dynamic_filter,
+    end_to_end_nas,
     network,
     pair_loss,
     quantized,
@@ -42,6 +43,10 @@ ARGUMENTS = {
     "quantized": [
         *itertools.product(("", "w1a1", "w4a8", "learned_bits"), SIZES),
         *itertools.product(quantized.NETWORKS, ("cpu",)),
+    ],
+    "end_to_end_nas": [
+        *itertools.product(("", "random"), SIZES),
+        *((frontend,) for frontend in end_to_end_nas.FRONTENDS),
     ],
 }
 EXPERIMENTS = [
@@ -77,7 +82,14 @@ def test_every_experiment_passes_the_checks(experiment):
 
 @pytest.mark.parametrize(
     "experiment",
-    ["autokws:", "autokws:random,cpu", "tc_resnet:", "network:mbconv", "pair_loss:"],
+    [
+        "autokws:",
+        "autokws:random,cpu",
+        "tc_resnet:",
+        "network:mbconv",
+        "pair_loss:",
+        "end_to_end_nas:",
+    ],
 )
 def test_a_stored_config_is_the_same_experiment(experiment, tmp_path):
     config = load(experiment)

@@ -162,3 +162,31 @@ def test_a_call_keeps_no_second_copy_of_the_clips(monkeypatch):
     assert memory.argument_size_in_bytes > clips
     assert memory.temp_size_in_bytes < clips / 2
     assert memory.generated_code_size_in_bytes < clips / 2
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("start", [0, 4])
+def test_batches_are_repeated_the_same_from_every_start(on_device, start):
+    parts = tiny_parts(tiny_config(on_device=on_device), CLIPS)
+    stage = parts.config.stages[0]
+    plan = StagePlan("search", 7, 3.0, 100, 100, 8)
+
+    def step(state, first, second, key):
+        return state, {"first": first["index"], "second": second["index"]}
+
+    feed = feeding.create_feed(
+        parts,
+        stage,
+        plan,
+        jax.random.key(0),
+        [parts.task.train, parts.task.train],
+        lambda number: step,
+        repeats=(1, 3),
+    )
+    batches = feed.batches_from(start)
+    got = [feed.step_fn(jnp.zeros(()), next(batches))[1] for _ in range(start, 7)]
+    select = [parts.selection(parts.task.train, stage, stream=n) for n in (0, 1)]
+    for number, metrics in enumerate(got, start=start):
+        first, second = select[0](number), select[1](number // 3)
+        np.testing.assert_array_equal(np.ravel(metrics["first"]), first.positions)
+        np.testing.assert_array_equal(np.ravel(metrics["second"]), second.positions)

@@ -12,8 +12,14 @@ from jaxtyping import Array, Float, Int16
 from kws_jax.errors import UserError, nearest
 from kws_jax.frontends.log_mel import log_mel
 from kws_jax.frontends.mfcc import mfcc
+from kws_jax.frontends.waveform import conv1d, sinc
 
-FRONTENDS: dict[str, Callable[..., jax.Array]] = {"log_mel": log_mel, "mfcc": mfcc}
+FRONTENDS: dict[str, Callable[..., jax.Array]] = {
+    "conv1d": conv1d,
+    "log_mel": log_mel,
+    "mfcc": mfcc,
+    "sinc": sinc,
+}
 
 _CLIP_SAMPLES = 16_000
 _INT16_SCALE = 1 / 32768
@@ -27,7 +33,8 @@ class Frontend:
       name: its name in the registry.
       settings: all keyword arguments of the function, defaults included, so that an
         exported model says completely how its features are made.
-      shape: (t, f), frames and features of one second of audio.
+      shape: (t, f), frames and features of one second of audio; features are samples
+        where the filters belong to the network ("sinc", "conv1d").
     """
 
     name: str
@@ -53,8 +60,8 @@ def create_frontend(name: str, **settings: Any) -> Frontend:
     """The front end called `name`, its defaults overridden by `settings`.
 
     Args:
-      name: "mfcc" or "log_mel".
-      **settings: keyword arguments of `mfcc` or `log_mel`.
+      name: "mfcc", "log_mel", "sinc" or "conv1d".
+      **settings: keyword arguments of the function of that name.
 
     Returns:
       A callable, jittable front end that knows its output shape.

@@ -5,6 +5,8 @@ Architecture Search and Quantization", ICASSP 2022 (arXiv 2104.06666), Table 1.
 """
 
 import functools
+import json
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kws_jax.errors import UserError
 from kws_jax.models.blocks import Head, batch_norm
 from kws_jax.models.layers import (
     PYTORCH_MOMENTUM,
@@ -46,7 +49,12 @@ def parse_operation(operation: str) -> tuple[int, int]:
     return int(expansion), int(kernel)
 
 
-def strides_of(layers: Sequence[str]) -> tuple[int, ...]:
+def widths_of(round_widths: bool) -> tuple[int, ...]:
+    """WIDTHS, as multiples of 8 if asked for."""
+    return tuple(round_to_multiple(w) if round_widths else w for w in WIDTHS)
+
+
+def strides_of(layers: Sequence[Any]) -> tuple[int, ...]:
     """Strides of the searched layers: 2 for the first of each stage."""
     return tuple(1 if i % STAGE_LAYERS else 2 for i in range(len(layers)))
 
@@ -59,6 +67,45 @@ def are_layers(layers: Any) -> bool:
         operation in OPERATIONS and (operation != SKIP or stride == 1)
         for operation, stride in zip(layers, strides_of(layers), strict=True)
     )
+
+
+def layers_to_json(layers: Sequence[str], round_widths: bool) -> str:
+    """A found network as JSON text: its layers, and the skeleton they stand in."""
+    stem, *stages, _ = widths_of(round_widths)
+    fields = {
+        "layers": [[operation] for operation in layers],
+        "strides": strides_of(layers),
+        "channels": [stages[i // STAGE_LAYERS] for i in range(len(layers))],
+        "stem_channels": stem,
+        "shortcut": "",
+    }
+    return json.dumps(fields, indent=1) + "\n"
+
+
+def load_layers(name_or_path: str) -> tuple[str, ...]:
+    """Six operations, "E6K7,SKIP,…", or those of a network saved as JSON by path.
+
+    Raises:
+      UserError: neither of both.
+    """
+    if "," in name_or_path:
+        layers = tuple(word.strip() for word in name_or_path.split(","))
+    else:
+        try:
+            fields = json.loads(pathlib.Path(name_or_path).read_text())
+            layers = tuple(operation for (operation,) in fields["layers"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"network.layers {name_or_path!r} names no file of a found network "
+                f"({error!r}): give one that a search has saved, or six operations "
+                "E1K3 … E6K7 or SKIP with commas between them."
+            ) from error
+    if not are_layers(layers):
+        raise UserError(
+            f"network.layers {name_or_path!r} stands for {layers}: expected six "
+            "operations E1K3 … E6K7 or SKIP, the first and fourth not SKIP."
+        )
+    return layers
 
 
 def round_to_multiple(channels: int, divisor: int = 8) -> int:
@@ -164,7 +211,7 @@ class MBConvNet(nn.Module):
 
     def setup(self) -> None:
         """Names the layers; a skipped layer has none."""
-        widths = [round_to_multiple(w) if self.round_widths else w for w in WIDTHS]
+        widths = widths_of(self.round_widths)
         shared: dict[str, Any] = {
             "activation": self.activation,
             "batch_norm_momentum": self.batch_norm_momentum,

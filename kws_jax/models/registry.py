@@ -10,7 +10,7 @@ from kws_jax.errors import UserError, nearest
 from kws_jax.models import acoustic_dnn
 from kws_jax.models.conv_mixer import ConvMixer
 from kws_jax.models.genotype import Genotype, load_genotype
-from kws_jax.models.mbconv import ACTIVATIONS, MBConvNet, are_layers
+from kws_jax.models.mbconv import ACTIVATIONS, MBConvNet, are_layers, load_layers
 from kws_jax.models.res15 import Res15
 from kws_jax.models.searched import SearchedTCNet
 from kws_jax.models.tc_resnet import TCResNet
@@ -69,12 +69,15 @@ def create_model(name: str, num_labels: int, **settings: Any) -> nn.Module:
 
     Called as `model.apply(variables, features, train=…)` with features [b, t, f] it
     gives logits [b, k]; its method `embed` gives embeddings [b, d]. The setting
-    `genotype` is a Genotype, the name of a published one or the path of a saved one.
+    `genotype` is a Genotype, the name of a published one or the path of a saved one;
+    `layers` are operations or, likewise, a path.
 
     Raises:
       UserError: unknown name or setting, or a setting that is missing or does not fit.
     """
     known = model_settings(name)
+    if isinstance(settings.get("layers"), str) and "layers" in known:
+        settings["layers"] = load_layers(settings["layers"])
     for setting in settings:
         if setting not in known:
             raise UserError(

@@ -164,3 +164,17 @@ def svg(
 def path_of(points: Iterable[Point]) -> str:
     """SVG path data of a polyline through pixel positions."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def dot_key(class_: str, name: str) -> Markup:
+    """A dot beside its meaning."""
+    dot = tag(
+        "svg",
+        tag("circle", class_=f"dot {class_}", cx=6, cy=6, r=5),
+        viewBox="0 0 12 12",
+        width=12,
+        height=12,
+        aria_hidden="true",
+        xmlns="http://www.w3.org/2000/svg",
+    )
+    return tag("span", dot, f" {name}", class_="key")

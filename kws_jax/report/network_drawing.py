@@ -49,19 +49,28 @@ def draw_network(
     Returns:
       An SVG with one element `data-op=NAME` per operation.
     """
-    layers = _layers(genotype, frames)
+    bottlenecks = any(
+        operations.parse(str(name)).expansion
+        for names in genotype["layers"]
+        for name in names
+    )
+    # the network of inverted bottlenecks has a stem of stride 2
+    stemmed = -(-frames // 2) if bottlenecks else frames
+    layers = _layers(genotype, stemmed)
     stem = int(genotype["stem_channels"])
+    kernel = "3 × 3, stride 2" if bottlenecks else "3"
     y = _END_HEIGHT + 18
     parts = [
         _header(),
         _end_row(18, "input", f"{features} features a frame", frames, features),
-        _end_row(y, "stem", f"conv 3 → {stem} channels", frames, stem),
+        _end_row(y, "stem", f"conv {kernel} → {stem} channels", stemmed, stem),
     ]
     y += _END_HEIGHT
     for layer in layers:
         parts.append(_draw_layer(layer, y))
         y += _LAYER_HEIGHT
-    head = f"mean over time → {classes} classes"
+    mean = "conv 1 × 1 → mean" if bottlenecks else "mean over time"
+    head = f"{mean} → {classes} classes"
     parts.append(_end_row(y, "head", head, None, classes))
     return svg("The found network", WIDTH, y + _END_HEIGHT, parts, "chart network")
 
@@ -184,7 +193,9 @@ def _draw_op(
     width = lane - (60 if roomy else 12)
     shortcut = None if layer.plain_shortcut or not roomy else _shortcut(op, layer)
     side = x + width / 2 + (22 if roomy else 4)
-    bypass = _bypass(shortcut, x, side, y)
+    # an inverted bottleneck has no other shortcut than its input
+    alone = op.expansion and not layer.plain_shortcut
+    bypass = None if alone else _bypass(shortcut, x, side, y)
     box = _op_box(op, layer, x - width / 2, y + _BOX[0], width)
     return tag("g", _wire(d), bypass, box, class_="op", data_op=op.name)
 
@@ -230,12 +241,14 @@ def _op_box(
         parts.append(_label(middle, top + 31, op.name, "tiny", "middle"))
         return join(parts)
     name = f"kernel {op.kernel}" if op.kernel and width >= 90 else op.name
+    if op.expansion:
+        name = f"kernel {op.kernel} × {op.kernel}, expansion {op.expansion}"
     parts.append(_label(left + 10, top + 22, name, "label"))
     if op.squeeze and width >= 90:
         parts.append(_squeeze(left + width - 40, top + 8))
     if op.kernel:
         parts.append(_taps(op.kernel, colour, left + 10, top + 35))
-    if op.kernel and width >= 170:
+    if op.kernel and width >= 170 and not op.expansion:
         step = f"conv, stride {layer.stride}" if layer.stride > 1 else "conv"
         parts.append(
             _label(left + width - 10, top + 43, f"{step} → conv", "small extra", "end")

@@ -14,6 +14,8 @@ from kws_jax.report import (
     tables,
     text,
 )
+from kws_jax.report.entropy import entropy
+from kws_jax.report.filters import filters
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.network_drawing import draw_network
 from kws_jax.report.style import CSS
@@ -25,16 +27,21 @@ _SOURCES = {
     "folder": "a folder of recordings",
     "synthetic": "synthetic speech",
 }
-_METHODS = {"darts": "DARTS", "fairdarts": "FairDARTS", "noisydarts": "NoisyDARTS"}
+_METHODS = {
+    "darts": "DARTS",
+    "fairdarts": "FairDARTS",
+    "noisydarts": "NoisyDARTS",
+    "proxyless": "ProxylessNAS",
+}
 
 
 def write_report(workdir: str | Path) -> Path:
     """Writes `workdir/report.html` from the files of the workdir alone.
 
     A pure function of config.json, results.json and, where they exist, metrics.jsonl,
-    architecture.jsonl, data_parameters.jsonl and .json, genotype.json and
-    evaluation.json, so it can be called at any
-    time, also while the run goes on; a section whose file is missing is left out.
+    architecture.jsonl, data_parameters.jsonl and .json, genotype.json, filters.json and
+    evaluation.json, so it can be called at any time, also while the run goes on; a
+    section whose file is missing is left out.
 
     Args:
       workdir: the folder of the run.
@@ -104,8 +111,10 @@ def summary(run: Run) -> Markup:
 def _network_name(run: Run) -> str:
     network = run.config.get("network") or {}
     method = (run.config.get("search") or {}).get("method")
-    if network.get("genotype"):
-        return f"The network {network['genotype']}"
+    given = network.get("genotype") or network.get("layers")
+    if given:
+        name = given if isinstance(given, str) else network.get("name")
+        return f"The network {name}"
     if not method:
         return f"The network {network.get('name', 'of this run')}"
     if method == "random":
@@ -143,7 +152,10 @@ def _network(run: Run) -> Markup | None:
     if {"window_ms", "hop_ms"} <= frontend.keys():
         room = 1000 - float(frontend["window_ms"])
         size["frames"] = 1 + int(room // float(frontend["hop_ms"]))
-    features = frontend.get("num_coefficients") or frontend.get("num_mel")
+    features = next(
+        filter(None, map(frontend.get, ("num_coefficients", "num_mel", "num_filters"))),
+        None,
+    )
     if features:
         size["features"] = int(features)
     return draw_network(run.genotype, _classes(run), **size)
@@ -214,7 +226,8 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
         "From the features at the top to the scores at the bottom. A block convolves "
         "twice over time, with as many taps as there are coloured squares; SE is "
         "squeeze-and-excitation; the thin line beside a block is its shortcut, with a "
-        "convolution where the size changes.",
+        "convolution where the size changes. A block with an expansion is an inverted "
+        "bottleneck over an image of frequency and time, convolved once.",
         _network,
     ),
     (
@@ -229,6 +242,20 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
         "Of a layer’s weights and of its input, in the order of the network. Layers "
         "with the same input have its bits once, beside the first of them.",
         bits.bits_by_layer,
+    ),
+    (
+        "entropy",
+        "How undecided the search was",
+        "The entropy of each layer’s choice, over that of an even one: 1 is undecided, "
+        "0 is certain.",
+        entropy,
+    ),
+    (
+        "filters",
+        "What the front end has learned",
+        "Every filter passes a band of frequencies. A thin line is the magnitude of "
+        "one filter’s response over its largest, the bold line their mean.",
+        filters,
     ),
     ("learning", "Learning curves", "", plots.learning_curves),
     (

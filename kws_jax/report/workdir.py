@@ -48,6 +48,7 @@ class Run:
       evaluation: evaluation.json: labels and confusion matrices.
       detection: detection.json: thresholds, and the errors on continuous audio.
       embeddings: the arrays of embeddings.npz.
+      filters: filters.json: bands and responses of a learned front end.
       arguments: command.json: what kws_jax.main was started with, the workdir left out.
     """
 
@@ -62,6 +63,7 @@ class Run:
     evaluation: Mapping[str, Any] | None = None
     detection: Mapping[str, Any] | None = None
     embeddings: Mapping[str, np.ndarray] | None = None
+    filters: Mapping[str, Any] | None = None
     arguments: Sequence[str] = ()
 
     @property
@@ -161,6 +163,7 @@ def read_run(workdir: str | Path) -> Run:
         evaluation=_read_json(workdir / "evaluation.json"),
         detection=_read_json(workdir / "detection.json"),
         embeddings=_read_arrays(workdir / "embeddings.npz"),
+        filters=_read_json(workdir / "filters.json"),
         arguments=tuple(_read_json(workdir / "command.json") or ()),
     )
 

@@ -15,7 +15,9 @@ from kws_jax.stages import (
     data_parameters,
     draw,
     embed,
+    filters,
     networks,
+    proxyless,
     quantize,
     runner,
     search,
@@ -28,6 +30,7 @@ from kws_jax.training.optimizers import create_optimizer
 KINDS = {
     "train": train.run,
     "search": search.run,
+    "proxyless_search": proxyless.run,
     "random_search": draw.run,
     "embed": embed.run,
     "quantize": quantize.run,
@@ -40,7 +43,7 @@ _OPTIMIZERS = (
     "range_optimizer",
     "bits_optimizer",
 )
-_FINDS_GENOTYPE = ("search", "random_search")
+_FINDS_GENOTYPE = ("search", "proxyless_search", "random_search")
 
 
 def check(parts: Parts, folder: Path) -> None:
@@ -52,8 +55,11 @@ def check(parts: Parts, folder: Path) -> None:
             "kind 'train' or 'quantize', since that network is tested."
         )
     check_condition(Condition(snr_db=tuple(parts.config.evaluation.snr_db)))
+    filters.check(parts)
     for index, stage in enumerate(stages):
-        if stage.kind in _FINDS_GENOTYPE:
+        if stage.kind == "proxyless_search" or draw.draws_layers(parts, stage):
+            proxyless.check(parts)
+        elif stage.kind in _FINDS_GENOTYPE:
             search.create_space(parts)
         if stage.kind == "search":
             search.create_method(parts)
@@ -90,7 +96,8 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         return json.loads(done.read_text())
     if stage.kind in _FINDS_GENOTYPE and not networks.finds_genotype(parts):
         print(
-            f"Stage {stage.name!r} left out: config.network.genotype names the network"
+            f"Stage {stage.name!r} left out: "
+            f"config.network.{networks.found_field(parts)} names the network"
         )
         return []
     rows = KINDS[stage.kind](parts, index, folder)

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 
 from kws_jax.models.front_filter import FilteredNetwork
+from kws_jax.models.learned_frontend import WithFrontend
 from kws_jax.stages.feeding import Step
 from kws_jax.training.loop import StagePlan
 from kws_jax.training.state import TrainState
@@ -19,7 +20,8 @@ def with_epoch(step: Step, model: nn.Module, plan: StagePlan) -> Step:
     For networks behind a front filter, which may change with them; the losses of the
     stages hand `batch.get(EPOCH)` on. Other networks' steps stay as they are.
     """
-    if not isinstance(model, FilteredNetwork):
+    encoder = model.encoder if isinstance(model, WithFrontend) else model
+    if not isinstance(encoder, FilteredNetwork):
         return step
 
     def told(state: TrainState, *inputs: Any) -> tuple[TrainState, Any]:

@@ -34,6 +34,8 @@ def create_feed(
     key: jax.Array,
     splits: Sequence[Split],
     step_at: Callable[[int], Step],
+    *,
+    repeats: Sequence[int] | None = None,
 ) -> Feed:
     """Jits a stage's step for the way in which the config has its batches made.
 
@@ -45,10 +47,13 @@ def create_feed(
       splits: the training split, or parts of it; each is drawn from independently.
       step_at: number of a step, from 0 -> the step to be made. It changes at
         `plan.breaks` alone, and gives the same function for the same step.
+      repeats: for each split, how many steps in a row get the same batch of it; 1 each
+        where None.
     """
+    repeats = repeats or (1,) * len(splits)
     if parts.config.data.on_device:
-        return _on_device(parts, stage, plan, key, splits, step_at)
-    return _from_host(parts, stage, key, splits, step_at)
+        return _on_device(parts, stage, plan, key, splits, step_at, repeats)
+    return _from_host(parts, stage, key, splits, step_at, repeats)
 
 
 def batches_alone(parts: Parts, stage: ConfigDict) -> Iterator[dict[str, Any]]:
@@ -81,14 +86,19 @@ def _from_host(
     key: jax.Array,
     splits: Sequence[Split],
     step_at: Callable[[int], Step],
+    repeats: Sequence[int],
 ) -> Feed:
     def jitted(step: Step) -> Callable[..., tuple[TrainState, Any]]:
         return parts.once(("from host", step), lambda: jax.jit(step, donate_argnums=0))
 
     def batches_from(start: int) -> Iterator[tuple[Any, ...]]:
         streams = (
-            parts.train_batches(split, stage, start, stream=stream)
-            for stream, split in enumerate(splits)
+            _repeated(
+                parts.train_batches(split, stage, start // times, stream=stream),
+                times,
+                start % times,
+            )
+            for stream, (split, times) in enumerate(zip(splits, repeats, strict=True))
         )
         return zip(itertools.count(start), *streams)
 
@@ -99,6 +109,12 @@ def _from_host(
     return Feed(step_fn, batches_from)
 
 
+def _repeated(batches: Iterator[Any], times: int, done: int) -> Iterator[Any]:
+    """Each batch `times` times in a row, the first as if given `done` times before."""
+    each = (batch for batch in batches for _ in range(times))
+    return itertools.islice(each, done, None)
+
+
 def _on_device(
     parts: Parts,
     stage: ConfigDict,
@@ -106,6 +122,7 @@ def _on_device(
     key: jax.Array,
     splits: Sequence[Split],
     step_at: Callable[[int], Step],
+    repeats: Sequence[int],
 ) -> Feed:
     recipes = [parts.recipe(split, stage) for split in splits]
     selections = [
@@ -116,8 +133,12 @@ def _on_device(
     def inputs_from(start: int) -> Iterator[tuple[int, list[Any]]]:
         for call in plan.calls(start):
             stacks = (
-                device.stack(recipe.split, [recipe.inputs(select(n)) for n in call])
-                for recipe, select in zip(recipes, selections, strict=True)
+                device.stack(
+                    recipe.split, [recipe.inputs(select(n // times)) for n in call]
+                )
+                for recipe, select, times in zip(
+                    recipes, selections, repeats, strict=True
+                )
             )
             yield call.start, [sharding.shard(s, parts.mesh, axis=1) for s in stacks]
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from kws_jax.errors import UserError
 from kws_jax.models import counting, front_filter
 from kws_jax.models.genotype import Genotype, load_genotype, published
+from kws_jax.models.learned_frontend import WithFrontend, create_filters
+from kws_jax.models.mbconv import layers_to_json, load_layers
 from kws_jax.models.registry import create_model
 from kws_jax.parts import Setup
 from kws_jax.training.checkpoints import write_text
@@ -21,10 +23,16 @@ PyTree = Any
 GENOTYPE_FILE = "genotype.json"
 
 
+def found_field(setup: Setup) -> str:
+    """The setting of the network that a search can fill in, or ''."""
+    network = setup.config.network
+    return next((name for name in ("genotype", "layers") if name in network), "")
+
+
 def finds_genotype(setup: Setup) -> bool:
     """Whether the experiment's network is the one that its own search stage finds."""
-    network = setup.config.network
-    return "genotype" in network and not network.genotype
+    field = found_field(setup)
+    return bool(field) and not setup.config.network[field]
 
 
 def create_network(setup: Setup, folder: Path) -> nn.Module:
@@ -38,29 +46,33 @@ def create_network(setup: Setup, folder: Path) -> nn.Module:
         not fit.
     """
     settings = {k: v for k, v in setup.config.network.items() if k != "name"}
-    path = folder / GENOTYPE_FILE
-    if "genotype" in settings and path.exists():
-        settings["genotype"] = str(path)
+    path, field = folder / GENOTYPE_FILE, found_field(setup)
+    if field and path.exists():
+        settings[field] = str(path)
     elif finds_genotype(setup):
         raise UserError(
-            "config.network.genotype is empty and no stage has found a network: "
+            f"config.network.{field} is empty and no stage has found a network: "
             "give a JSON file or a published name (such as autokws-noisydarts), or "
-            "add a stage of kind 'search' or 'random_search' before 'train'."
+            "add a stage of kind 'search', 'proxyless_search' or 'random_search' "
+            "before 'train'."
         )
     model = create_model(setup.config.network.name, len(setup.labels), **settings)
-    return behind_filter(setup, model)
+    return behind_front(setup, model)
 
 
-def behind_filter(setup: Setup, network: nn.Module) -> nn.Module:
-    """The network behind the front filter of the config, if that names one.
+def behind_front(setup: Setup, network: nn.Module) -> nn.Module:
+    """The network behind what the config has before it: learned filters, front filter.
 
     Raises:
-      UserError: for a filter that is unknown or does not fit.
+      UserError: for a front filter that is unknown or does not fit.
     """
     # Experiments of versions without front filters have no such group.
     settings = dict(setup.config.get("front_filter", {"name": front_filter.NONE}))
-    name, bands = settings.pop("name"), setup.frontend.shape[-1]
-    return front_filter.filtered(network, name, bands, **settings)
+    frontend = setup.frontend
+    bands = frontend.settings.get("num_filters", frontend.shape[1])
+    filtered = front_filter.filtered(network, settings.pop("name"), bands, **settings)
+    learned = create_filters(frontend.name, frontend.settings, frontend.shape[1])
+    return WithFrontend(learned, filtered) if learned else filtered
 
 
 def keep_given_genotype(setup: Setup, folder: Path) -> None:
@@ -69,17 +81,31 @@ def keep_given_genotype(setup: Setup, folder: Path) -> None:
     Raises:
       UserError: where another network has been trained there.
     """
-    name = setup.config.network.get("genotype", "")
-    if not name:
+    field = found_field(setup)
+    name = setup.config.network[field] if field else ""
+    if not name or not isinstance(name, str):
         return
-    path, given = folder / GENOTYPE_FILE, load_genotype(name)
-    if path.exists() and load_genotype(path) != given:
+    loads: dict[str, Callable[[str], Any]]
+    loads = {"genotype": load_genotype, "layers": load_layers}
+    load = loads[field]
+    path, given = folder / GENOTYPE_FILE, load(name)
+    if path.exists() and load(str(path)) != given:
         raise UserError(
-            f"config.network.genotype={name} is not the network that is trained in "
+            f"config.network.{field}={name} is not the network that is trained in "
             f"{folder}; choose another --workdir."
         )
     if jax.process_index() == 0:
-        keep_genotype(given, folder)
+        keep: dict[str, Callable[[], None]] = {
+            "genotype": lambda: keep_genotype(given, folder),
+            "layers": lambda: keep_layers(setup, given, folder),
+        }
+        keep[field]()
+
+
+def keep_layers(setup: Setup, layers: Sequence[str], folder: Path) -> None:
+    """Saves the layers of an MBConv network, where `create_network` looks for them."""
+    text = layers_to_json(layers, setup.config.network.round_widths)
+    write_text(folder / GENOTYPE_FILE, text)
 
 
 def keep_genotype(genotype: Genotype, folder: Path) -> None:
@@ -94,13 +120,16 @@ def check_network(setup: Setup) -> None:
       UserError: as `create_network`.
     """
     settings = {k: v for k, v in setup.config.network.items() if k != "name"}
-    settings["genotype"] = next(iter(published().values()))
+    if found_field(setup) == "genotype":
+        settings["genotype"] = next(iter(published().values()))
+    else:
+        settings["layers"] = ("E1K3",) * 6
     model = create_model(setup.config.network.name, len(setup.labels), **settings)
-    behind_filter(setup, model)
+    behind_front(setup, model)
 
 
 def sample_features(setup: Setup) -> jax.Array:
-    """Zero features of one clip [1, t, f], to initialise and to count with."""
+    """Zeros like the front end's output of one clip, to initialise and count with."""
     return jnp.zeros((1, *setup.frontend.shape), jnp.float32)
 
 

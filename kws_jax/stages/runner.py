@@ -98,9 +98,7 @@ def run_stage(
     rule = _rule_of(parts, index, folder) if score is None else HIGHEST_SCORE
     checkpoints = StageCheckpoints(stage_folder(parts, index, folder))
     metrics_log = JsonLines(folder / "metrics.jsonl")
-    title = (
-        plan.name if rule in (LENGTH, HIGHEST_SCORE) else f"{plan.name} (may end early)"
-    )
+    title = f"{plan.name} (may end early)" if rule.may_end_early else plan.name
     state = sharding.replicate(state, parts.mesh)
     state, notes = loop.train_stage(
         plan,
@@ -144,7 +142,7 @@ def best_state(
 
 
 def last_state(parts: Setup, index: int, folder: Path, like: TrainState) -> TrainState:
-    """The last state of a finished stage, with its optimisers."""
+    """The state at the end of a finished stage, with its optimisers."""
     where = stage_folder(parts, index, folder)
     return _restored(parts, where, like, StageCheckpoints.restore_last)
 

@@ -131,7 +131,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     stage = parts.config.stages[index]
     method = create_method(parts)
     space = create_space(parts)
-    supernet = networks.behind_filter(
+    network = networks.behind_front(
         parts,
         SuperNet(
             num_labels=len(parts.labels),
@@ -163,19 +163,19 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         plan,
         runner.stage_key(parts, index),
         [weights_half, architecture_half],
-        _step_at(parts, stage, supernet, method, transformations, plan, warm_up),
+        _step_at(parts, stage, network, method, transformations, plan, warm_up),
     )
     log = JsonLines(folder / ARCHITECTURE_LOG)
     state, notes = runner.run_stage(
         parts,
         index,
         folder,
-        _initial_state(parts, supernet, space, method, transformations),
+        _initial_state(parts, network, space, method, transformations),
         plan=plan,
         step_fn=feed.step_fn,
         batches_from=feed.batches_from,
         logits_of=lambda state, features: networks.infer(
-            supernet,
+            network,
             variables_of(state),
             features,
             method.op_weights(state.trees[ARCHITECTURE]),

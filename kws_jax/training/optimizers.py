@@ -1,15 +1,19 @@
 """Optimiser settings of a stage → an optax transformation and its schedule."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from kws_jax.errors import UserError, nearest
 
-SCHEDULES = ("constant", "cosine", "step", "epoch_step")
+SCHEDULES = ("constant", "cosine", "rising_cosine", "step", "epoch_step")
 OPTIMIZERS = ("sgd", "adam")
+# What a network is called inside one that has filters before it.
+_INNER_NETWORKS = ("encoder", "network")
 
 
 def create_schedule(
@@ -38,6 +42,8 @@ def create_schedule(
     elif name == "cosine":
         alpha = settings["final_learning_rate"] / rate if rate else 0.0
         schedule = optax.cosine_decay_schedule(rate, max(total_steps, 1), alpha)
+    elif name == "rising_cosine":
+        schedule = _rising_cosine(rate, max(total_steps, 1))
     elif name == "step":
         fractions = settings["step_at"]
         if any(not 0 < f < 1 for f in fractions):
@@ -79,6 +85,13 @@ def updates_made(opt_state: Any) -> int:
     """How many updates an optimiser has made: where its schedule stands."""
     counts = optax.tree_utils.tree_get_all_with_path(opt_state, "count")
     return int(counts[0][1])
+
+
+def _rising_cosine(rate: float, total_steps: int) -> optax.Schedule:
+    """Rate · (1 + cos(π(1 + t/2T))), from 0 to `rate`: ProxylessNAS, for α."""
+    return lambda step: (
+        rate * (1 + jnp.cos(jnp.pi * (1 + jnp.minimum(step / total_steps, 1) / 2)))
+    )
 
 
 def create_optimizer(
@@ -131,10 +144,9 @@ def for_part(
         return transformation
 
     def label(path: tuple[Any, ...], leaf: Any) -> str:
-        names = [getattr(step, "key", None) for step in path]
-        # Behind a front filter, the network is a part with a name of its own.
-        head = names[:1] == ["head"] or names[:2] == ["network", "head"]
-        return "head" if head else "encoder"
+        names = (getattr(step, "key", None) for step in path)
+        inner = itertools.dropwhile(lambda name: name in _INNER_NETWORKS, names)
+        return "head" if next(inner, None) == "head" else "encoder"
 
     def labels(params: Mapping[str, Any]) -> Any:
         return jax.tree_util.tree_map_with_path(label, params)

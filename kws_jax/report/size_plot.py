@@ -1,0 +1,86 @@
+"""Accuracy against size of several networks, on a page of its own."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from kws_jax.report import text
+from kws_jax.report.chart import Chart, dot_key
+from kws_jax.report.markup import Markup, join, tag
+from kws_jax.report.style import CSS
+
+# Pixels of the radius of the network with the most operations.
+_RADIUS = 22.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A network: its curve, its name, its size and its accuracy (a fraction)."""
+
+    group: str
+    name: str
+    parameters: float
+    macs: float
+    accuracy: float
+
+
+def page(points: Sequence[Point]) -> str:
+    """The drawing as HTML text, without links to elsewhere or scripts."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("title", "Accuracy against size"),
+        tag("style", Markup(CSS)),
+    )
+    main = tag("main", tag("h1", "Accuracy against size"), draw(points))
+    return "<!doctype html>\n" + tag("html", head, tag("body", main), lang="en") + "\n"
+
+
+def draw(points: Sequence[Point]) -> Markup:
+    """A dot for each network, of an area in proportion to its operations."""
+    largest = max(point.macs for point in points)
+    most = max(point.parameters for point in points)
+    accuracies = [100 * point.accuracy for point in points]
+    room = max(0.5, 0.15 * (max(accuracies) - min(accuracies)))
+    chart = Chart(
+        "Accuracy against parameters",
+        x=(0.0, 1.1 * most / 1000),
+        y=(min(accuracies) - room, min(100.0, max(accuracies) + room)),
+        size=(720, 430),
+        margins=(24, 24, 44, 62),
+    )
+    chart.y_axis(lambda v: f"{v:.4g} %")
+    chart.x_axis("parameters, thousands")
+    groups = list(dict.fromkeys(point.group for point in points))
+    for number, group in enumerate(groups):
+        own = [point for point in points if point.group == group]
+        _curve(chart, own, f"c{number % 4}", largest)
+    keys = [dot_key(f"c{n % 4}", group) for n, group in enumerate(groups)]
+    note = (
+        f"Area: multiply-adds of a clip, {text.millions(largest)} for the largest dot."
+    )
+    return join([tag("p", join([*keys, note]), class_="legend"), chart.svg("chart")])
+
+
+def _curve(chart: Chart, points: Sequence[Point], class_: str, largest: float) -> None:
+    ordered = sorted(points, key=lambda point: point.parameters)
+    places = [(p.parameters / 1000, 100 * p.accuracy) for p in ordered]
+    if len(places) > 1:
+        chart.line(places, class_)
+    for point, place in zip(ordered, places):
+        x, y = chart.at(place)
+        told = (
+            f"{point.name}: {text.percent(point.accuracy, 2)}, "
+            f"{text.plural(point.parameters, 'parameter')}, "
+            f"{text.millions(point.macs)} multiply-adds"
+        )
+        dot = tag(
+            "circle",
+            tag("title", told),
+            class_=f"dot {class_}",
+            cx=x,
+            cy=y,
+            r=_RADIUS * math.sqrt(point.macs / largest),
+            style="fill-opacity:.45",
+        )
+        chart.add(dot)

@@ -1,0 +1,344 @@
+"""Stage "proxyless_search": ProxylessNAS over the MBConv network, or its warm-up.
+
+A stage whose `architecture_every` is 0 is the warm-up: weights learn on random paths.
+A stage goes on from the last state of the one before, if that is of this kind too.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from kws_jax.data.corpus import Split
+from kws_jax.errors import UserError, nearest
+from kws_jax.evaluation.metrics import result
+from kws_jax.models import counting
+from kws_jax.models.mbconv import MBConvNet
+from kws_jax.objectives.classification import softmax_cross_entropy
+from kws_jax.parts import Parts
+from kws_jax.search import limits, proxyless
+from kws_jax.search.limits import Limits
+from kws_jax.search.mbconv_space import Architecture, Cost, MBConvSpace
+from kws_jax.search.path_net import PathNet
+from kws_jax.stages import feeding, networks, runner
+from kws_jax.stages.search import ARCHITECTURE_LOG, halves
+from kws_jax.stages.train import features_for_training, variables_of
+from kws_jax.training.logs import JsonLines
+from kws_jax.training.loop import StagePlan
+from kws_jax.training.optimizers import create_optimizer
+from kws_jax.training.state import (
+    ARCHITECTURE,
+    WEIGHTS,
+    TrainState,
+    create_train_state,
+)
+from kws_jax.training.step import accuracy
+
+PyTree = Any
+KIND = "proxyless_search"
+# Which clips the architecture is trained on.
+ARCHITECTURE_DATA = ("validation", "half")
+
+
+def check(parts: Parts) -> None:
+    """Raises UserError for a search that cannot run or whose limits nothing meets."""
+    config, search = parts.config, parts.config.search
+    if config.network.name != "mbconv":
+        raise UserError(
+            f"A stage of kind {KIND!r} searches the network 'mbconv'; config.network."
+            f"name = {config.network.name!r}."
+        )
+    if config.front_filter.name != "none":
+        raise UserError(
+            f"A stage of kind {KIND!r} searches a network without a front filter: set "
+            "config.front_filter.name to 'none'."
+        )
+    if search.architecture_data not in ARCHITECTURE_DATA:
+        raise UserError(
+            f"config.search.architecture_data = {search.architecture_data!r} is "
+            f"unknown; {nearest(search.architecture_data, ARCHITECTURE_DATA)}"
+        )
+    if config.data.on_device and search.architecture_data == "validation":
+        raise UserError(
+            "config.data.on_device keeps the training clips alone: set config.search."
+            "architecture_data to 'half', or data.on_device to False."
+        )
+    if search.reference_macs <= 1:
+        raise UserError(
+            f"config.search.reference_macs = {search.reference_macs:g}: give more "
+            "than 1."
+        )
+    stages = [stage for stage in config.stages if stage.kind == KIND]
+    if any(stage.architecture_every < 0 for stage in stages):
+        raise UserError(f"architecture_every of a stage {KIND!r}: give 0 or more.")
+    if stages and not stages[-1].architecture_every:
+        raise UserError(
+            f"The last stage of kind {KIND!r} has architecture_every = 0, which never "
+            "trains the architecture: give at least 1."
+        )
+    space = create_space(parts)
+    costs, bounds = costs_of(parts, space)
+    even = [np.zeros(len(names)) for names in space.candidates]
+    if limits.most_probable(even, costs, bounds) is None:
+        macs, parameters = limits.smallest(costs, bounds)
+        raise UserError(
+            f"No network of the space is within config.search.max_macs = "
+            f"{bounds.max_macs:,} and max_parameters = {bounds.max_parameters:,} (0 is "
+            f"no limit): the fewest multiply-accumulates are {macs:,}, the fewest "
+            f"parameters {parameters:,}. Raise the limits, or take fewer filters."
+        )
+
+
+def create_space(parts: Parts) -> MBConvSpace:
+    """The search space of the config.
+
+    Raises:
+      UserError: for expansions or kernels that the network does not have.
+    """
+    search = parts.config.search
+    return MBConvSpace(
+        tuple(search.expansions),
+        tuple(search.kernels),
+        parts.config.network.round_widths,
+    )
+
+
+def costs_of(parts: Parts, space: MBConvSpace) -> tuple[tuple[Cost, ...], Limits]:
+    """What the candidates cost, and the limits with what is not searched in them.
+
+    The front end's own filters are part of the network where they are learned.
+    """
+    frames, features = parts.frontend.shape
+    features = parts.frontend.settings.get("num_filters", features)
+    costs = space.costs((features, frames))
+    layers = tuple(names[0] for names in space.candidates)
+    plain = MBConvNet(len(parts.labels), layers, space.round_widths)
+    model, clip = (
+        networks.behind_front(parts, plain),
+        networks.sample_features(parts),
+    )
+    shapes = networks.variable_shapes(model, clip)
+    macs = counting.count_macs(functools.partial(networks.infer, model), shapes, clip)
+    parameters = counting.count_parameters(shapes["params"])
+    search = parts.config.search
+    return costs, Limits(
+        max_macs=search.max_macs,
+        max_parameters=search.max_parameters,
+        fixed_macs=macs - sum(int(cost.macs[0]) for cost in costs),
+        fixed_parameters=parameters - sum(int(cost.parameters[0]) for cost in costs),
+    )
+
+
+def random_layers(parts: Parts) -> tuple[str, ...]:
+    """Layers drawn uniformly from all networks within the limits, by config.seed."""
+    space = create_space(parts)
+    costs, bounds = costs_of(parts, space)
+    choice = limits.draw(costs, bounds, np.random.default_rng(parts.config.seed))
+    assert choice is not None, "checked before training"
+    return space.layers(choice)
+
+
+def derive(
+    architecture: Architecture,
+    space: MBConvSpace,
+    costs: tuple[Cost, ...],
+    bounds: Limits,
+) -> tuple[str, ...]:
+    """The most probable layers within the limits: without any, each layer's argmax."""
+    logs = [np.asarray(jax.nn.log_softmax(alphas)) for alphas in architecture]
+    choice = limits.most_probable(logs, costs, bounds)
+    assert choice is not None, "checked before training"
+    return space.layers(choice)
+
+
+def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
+    """Searches, writes genotype.json and returns rows; the warm-up finds nothing."""
+    stage = parts.config.stages[index]
+    space = create_space(parts)
+    costs, bounds = costs_of(parts, space)
+    network = create_supernet(parts, space)
+    weights_split, architecture_split = splits(parts)
+    plan = runner.plan_of(parts, index, len(weights_split))
+    transformations, schedule = _optimizers(stage, plan)
+    state = _initial_state(parts, network, space, transformations)
+    if index and parts.config.stages[index - 1].kind == KIND:
+        state = _go_on(parts, index, folder, network, space, state)
+    every = stage.architecture_every
+    feed = feeding.create_feed(
+        parts,
+        stage,
+        plan,
+        runner.stage_key(parts, index),
+        [weights_split, architecture_split] if every else [weights_split],
+        _step_at(parts, stage, plan, network, space, costs, bounds, transformations),
+        repeats=(1, every) if every else (1,),
+    )
+    log = JsonLines(folder / ARCHITECTURE_LOG)
+    more: dict[str, Any] = {}
+    if every:
+        tell = functools.partial(_log_architecture, space, log, plan)
+        more = {"logs": (log,), "after_validation": tell}
+    state, notes = runner.run_stage(
+        parts,
+        index,
+        folder,
+        state,
+        plan=plan,
+        step_fn=feed.step_fn,
+        batches_from=feed.batches_from,
+        logits_of=lambda state, features: networks.infer(
+            network,
+            variables_of(state),
+            features,
+            proxyless.likeliest_path(state.trees[ARCHITECTURE]),
+        ),
+        schedule=schedule,
+        **more,
+    )
+    if every and jax.process_index() == 0:
+        found = jax.device_get(state.trees[ARCHITECTURE])
+        networks.keep_layers(parts, derive(found, space, costs, bounds), folder)
+    return [
+        result(stage.name, "train", "clean", "seconds", notes["seconds"], None, 1),
+        runner.validation_row(parts, stage.name, notes),
+    ]
+
+
+def create_supernet(parts: Parts, space: MBConvSpace) -> Any:
+    """The supernet of the config, behind the front end's filters if it learns them."""
+    network = parts.config.network
+    supernet = PathNet(
+        len(parts.labels), space, network.activation, network.batch_norm_momentum
+    )
+    return networks.behind_front(parts, supernet)
+
+
+def splits(parts: Parts) -> tuple[Split, Split]:
+    """Clips that the weights, and that the architecture is trained on."""
+    if parts.config.search.architecture_data == "half":
+        return halves(parts.task.train, parts.config.data.seed)
+    return parts.task.train, parts.task.validation
+
+
+def _start(stage: ConfigDict, plan: StagePlan) -> int:
+    """The step up to which the architecture stands still."""
+    return round(stage.warmup_epochs * plan.steps_per_epoch)
+
+
+def _optimizers(stage: ConfigDict, plan: StagePlan) -> tuple[dict[str, Any], Any]:
+    weights, schedule = create_optimizer(stage.optimizer, plan.total_steps)
+    if not stage.architecture_every:
+        return {WEIGHTS: weights}, schedule
+    moved = (plan.total_steps - _start(stage, plan)) // stage.architecture_every
+    architecture, _ = create_optimizer(stage.architecture_optimizer, moved)
+    return {WEIGHTS: weights, ARCHITECTURE: architecture}, schedule
+
+
+def _initial_state(
+    parts: Parts, network: Any, space: MBConvSpace, transformations: dict[str, Any]
+) -> TrainState:
+    weights_key, architecture_key = jax.random.split(jax.random.key(parts.config.seed))
+    path = np.zeros(len(space.candidates), np.int32)
+    variables = networks.initial_variables(
+        network, weights_key, networks.sample_features(parts), path
+    )
+    params, batch_stats = networks.split_variables(variables)
+    trees = {
+        WEIGHTS: params,
+        ARCHITECTURE: space.init_architecture(architecture_key),
+    }
+    return create_train_state(trees, batch_stats, transformations)
+
+
+def _go_on(
+    parts: Parts,
+    index: int,
+    folder: Path,
+    network: Any,
+    space: MBConvSpace,
+    state: TrainState,
+) -> TrainState:
+    """`state` with the trees and statistics at the end of the stage before."""
+    before = parts.config.stages[index - 1]
+    plan = runner.plan_of(parts, index - 1, len(splits(parts)[0]))
+    transformations, _ = _optimizers(before, plan)
+    like = _initial_state(parts, network, space, transformations)
+    last = runner.last_state(parts, index - 1, folder, like)
+    return state.replace(trees=last.trees, batch_stats=last.batch_stats)
+
+
+def path_loss(
+    parts: Parts, stage: ConfigDict, network: Any, *, label_smoothing: float
+) -> proxyless.PathLoss:
+    """Cross-entropy of a path's logits, as a PathLoss."""
+
+    def loss_fn(
+        trees: dict[str, PyTree],
+        batch_stats: PyTree,
+        batch: Any,
+        key: jax.Array,
+        path: jax.Array,
+        gates: Any,
+    ) -> Any:
+        logits, batch_stats = networks.infer_in_training(
+            network,
+            {"params": trees[WEIGHTS], "batch_stats": batch_stats},
+            features_for_training(parts, stage, key, batch["audio"]),
+            path,
+            gates,
+            rngs={},
+            compute_dtype=parts.config.compute_dtype,
+        )
+        loss = softmax_cross_entropy(
+            logits, batch["label"], batch["mask"], label_smoothing=label_smoothing
+        )
+        right = accuracy(logits, batch["label"], batch["mask"])
+        return loss, ({"loss": loss, "accuracy": right}, batch_stats)
+
+    return loss_fn
+
+
+def _step_at(
+    parts: Parts,
+    stage: ConfigDict,
+    plan: StagePlan,
+    network: Any,
+    space: MBConvSpace,
+    costs: tuple[Cost, ...],
+    bounds: Limits,
+    transformations: dict[str, Any],
+) -> Any:
+    search = parts.config.search
+    loss = functools.partial(path_loss, parts, stage, network)
+    step = proxyless.make_path_step(
+        loss(label_smoothing=stage.label_smoothing),
+        # as in the authors' code, which smooths in weight steps alone
+        loss(label_smoothing=0.0),
+        transformations,
+        space,
+        proxyless.Objective(
+            costs, bounds.fixed_macs, search.reference_macs, search.beta, search.scale
+        ),
+        every=stage.architecture_every,
+        start=_start(stage, plan),
+    )
+    return lambda number: step
+
+
+def _log_architecture(
+    space: MBConvSpace, log: JsonLines, plan: StagePlan, step: int, state: TrainState
+) -> None:
+    if jax.process_index() != 0:
+        return
+    alphas = jax.device_get(state.trees[ARCHITECTURE])
+    log.append(
+        stage=plan.name,
+        step=step,
+        epoch=step / plan.steps_per_epoch,
+        ops=space.candidates,
+        weights=[np.asarray(jax.nn.softmax(layer)).tolist() for layer in alphas],
+        entropy=proxyless.entropies(alphas),
+    )

@@ -163,9 +163,11 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     weights_split, architecture_split = splits(parts)
     plan = runner.plan_of(parts, index, len(weights_split))
     transformations, schedule = _optimizers(stage, plan)
-    state = _initial_state(parts, network, space, transformations)
     if index and parts.config.stages[index - 1].kind == KIND:
-        state = _go_on(parts, index, folder, network, space, state)
+        last = _last_state(parts, index - 1, folder, network, space)
+        state = create_train_state(last.trees, last.batch_stats, transformations)
+    else:
+        state = _initial_state(parts, network, space, transformations)
     every = stage.architecture_every
     feed = feeding.create_feed(
         parts,
@@ -241,33 +243,37 @@ def _initial_state(
     parts: Parts, network: Any, space: MBConvSpace, transformations: dict[str, Any]
 ) -> TrainState:
     weights_key, architecture_key = jax.random.split(jax.random.key(parts.config.seed))
-    path = np.zeros(len(space.candidates), np.int32)
-    variables = networks.initial_variables(
-        network, weights_key, networks.sample_features(parts), path
-    )
-    params, batch_stats = networks.split_variables(variables)
-    trees = {
-        WEIGHTS: params,
-        ARCHITECTURE: space.init_architecture(architecture_key),
-    }
-    return create_train_state(trees, batch_stats, transformations)
+    variables = networks.initial_variables(network, weights_key, *_inputs(parts, space))
+    architecture = space.init_architecture(architecture_key)
+    return _state_of(variables, architecture, transformations)
 
 
-def _go_on(
-    parts: Parts,
-    index: int,
-    folder: Path,
-    network: Any,
-    space: MBConvSpace,
-    state: TrainState,
+def _last_state(
+    parts: Parts, index: int, folder: Path, network: Any, space: MBConvSpace
 ) -> TrainState:
-    """`state` with the trees and statistics at the end of the stage before."""
-    before = parts.config.stages[index - 1]
-    plan = runner.plan_of(parts, index - 1, len(splits(parts)[0]))
-    transformations, _ = _optimizers(before, plan)
-    like = _initial_state(parts, network, space, transformations)
-    last = runner.last_state(parts, index - 1, folder, like)
-    return state.replace(trees=last.trees, batch_stats=last.batch_stats)
+    """The state at the end of an earlier stage of this kind."""
+    plan = runner.plan_of(parts, index, len(splits(parts)[0]))
+    transformations, _ = _optimizers(parts.config.stages[index], plan)
+    shapes = networks.variable_shapes(network, *_inputs(parts, space))
+    architecture = space.init_architecture(jax.random.key(0))
+    like = jax.eval_shape(
+        lambda shapes: _state_of(shapes, architecture, transformations), shapes
+    )
+    return runner.last_state(parts, index, folder, like)
+
+
+def _inputs(parts: Parts, space: MBConvSpace) -> tuple[jax.Array, np.ndarray]:
+    """One clip's features and a path, to initialise with."""
+    path = np.zeros(len(space.candidates), np.int32)
+    return networks.sample_features(parts), path
+
+
+def _state_of(
+    variables: PyTree, architecture: Architecture, transformations: dict[str, Any]
+) -> TrainState:
+    params, batch_stats = networks.split_variables(variables)
+    trees = {WEIGHTS: params, ARCHITECTURE: architecture}
+    return create_train_state(trees, batch_stats, transformations)
 
 
 def path_loss(

@@ -265,6 +265,14 @@ def test_what_the_model_does_not_fit_is_told():
     acoustic.check(setup)
     with pytest.raises(UserError, match="needs keywords, _unknown_ and _silence_"):
         acoustic.check(SimpleNamespace(config=config, labels=("up", "down", SILENCE)))
+    config.front_filter.name = "dynamic"
+    with pytest.raises(UserError, match=r"front_filter\.name to 'none'"):
+        acoustic.check(setup)
+    config.front_filter.name = "none"
+    config.stages[0].kind = "quantize"
+    with pytest.raises(UserError, match=r"kind 'quantize'.*'train' alone"):
+        acoustic.check(setup)
+    config.stages[0].kind = "train"
     config.stages[0].alignment.flat_fraction = 1.5
     with pytest.raises(UserError, match=r"alignment\.flat_fraction = 1\.5"):
         acoustic.check(setup)

@@ -104,7 +104,7 @@ def test_the_pipeline_makes_batches_of_tuples_from_any_step():
         positions = selection()(step).positions
         np.testing.assert_array_equal(batch["index"], positions)
         np.testing.assert_array_equal(batch["label"], LABELS[positions])
-    assert batches[2].keys() == {"audio", "label", "index", "mask"}
+    assert batches[2].keys() == {"audio", "label", "index", "mask", "noise_level"}
     for field, value in batches[2].items():
         np.testing.assert_array_equal(value, later[field])
 

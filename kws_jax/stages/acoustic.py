@@ -38,6 +38,12 @@ def check(setup: Setup) -> None:
         )
     for index, stage in enumerate(setup.config.stages):
         where = f"config.stages[{index}].alignment"
+        if stage.kind != "train":
+            raise UserError(
+                f"config.stages[{index}] is of kind {stage.kind!r}, but the network "
+                f"{NETWORK!r} learns the states of an alignment, in stages of kind "
+                "'train' alone: leave the stage out, or choose another network."
+            )
         if "alignment" not in stage:
             raise UserError(
                 f"The network {NETWORK!r} needs {where}; start from a config that has "

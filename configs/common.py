@@ -278,9 +278,12 @@ def alignment() -> ConfigDict:
 
 
 def data_parameters(mode: str = "none") -> ConfigDict:
-    """Trainable temperatures of labels and clips; the values of Saxena et al.'s code.
+    """Trainable temperatures of labels and clips; values of Saxena et al.'s code.
 
-    Theirs are for ImageNet, and no schedule applies to these rates.
+    But for the rate of the labels: theirs, 0.1, is for the thousand of ImageNet. Of a
+    dozen each has a share of the mean loss that is a hundred times larger, and at 0.1
+    half of them went to the ends of the clamp: 43.4 % of the demo's clips right, 92.1 %
+    with this rate and 90.8 % without data parameters. No schedule applies to the rates.
     """
     return ConfigDict(
         {
@@ -289,7 +292,7 @@ def data_parameters(mode: str = "none") -> ConfigDict:
             # Temperatures at the start; instance 0 is 0.001 in 'joint', else 1.
             "class_initial": 1.0,
             "instance_initial": 0.0,
-            "class_learning_rate": 0.1,
+            "class_learning_rate": 1e-3,
             "instance_learning_rate": 0.8,
             "momentum": 0.9,
             # Of ½ Σ (ln σ)² over a batch, for the two and for the ln of their sum.

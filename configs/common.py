@@ -249,6 +249,10 @@ def stop() -> ConfigDict:
             "rule": "length",
             # Of the criterion: validations in a row without a new best.
             "patience": 10,
+            # Whether a validation that equals the best is one, as each does in which
+            # accuracy and loss are both the best so far. Algorithm 1 to the letter says
+            # no, and ends stages that still get better at every validation.
+            "ties": True,
             # Whether its history and its best begin anew with the stage, or go on from
             # the stage before.
             "resets": True,

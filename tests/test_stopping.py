@@ -9,7 +9,7 @@ from test_loop import PLAN, Killed, Run, saved
 
 from kws_jax.training.stopping import LENGTH, Criterion, create_rule, criterion
 
-SETTINGS = {"rule": "criterion", "patience": 3, "resets": True}
+SETTINGS = {"rule": "criterion", "patience": 3, "resets": True, "ties": False}
 
 
 def algorithm_1(accuracies, losses, patience, best=0.0, seen=0):
@@ -65,6 +65,19 @@ def sequences(seed, epochs=25):
         losses[:], accuracies[:] = 0.7, 0.5
     rounded = (np.round(a * steps) / steps for a in (accuracies, losses))
     return [a.tolist() for a in rounded]
+
+
+def test_a_stage_that_gets_better_each_time_ends_to_the_letter_but_not_with_ties():
+    accuracies, losses = np.linspace(0.1, 0.9, 20), np.linspace(2, 1, 20)
+    (_, end), _ = judged(create_rule(SETTINGS, {}), accuracies, losses)
+    assert end == 4
+    with_ties = create_rule(SETTINGS | {"ties": True}, {})
+    assert judged(with_ties, accuracies, losses)[0] == (list(range(20)), None)
+    # Then it gets no better: three validations more.
+    worse = [[*accuracies, 0.8, 0.8, 0.8], [*losses, 1.1, 1.1, 1.1]]
+    assert judged(with_ties, *worse)[0][1] == 22
+    # What never changes is no progress either.
+    assert judged(with_ties, [0.5] * 9, [1.0] * 9)[0][1] == 3
 
 
 @pytest.mark.parametrize("patience", [1, 3, 10])

@@ -93,15 +93,22 @@ class Criterion:
     0. The stage ends when c has not exceeded the best before it `patience` times in a
     row. The first validation, whose c is 0 whatever it measures, is not counted.
 
+    c is 1, and no more, whenever accuracy and loss are both the best so far, so to the
+    letter a stage that gets better at each validation ends too. With `ties`, a c that
+    equals a best above 0 counts as if it exceeded it.
+
     Args:
       patience: validations, at least 1.
+      ties: whether equalling the best is progress.
       before: notes of the stage before, whose history and best go on; None begins anew.
     """
 
     may_end_early = True
 
-    def __init__(self, patience: int, before: Notes | None = None) -> None:
-        self._patience = patience
+    def __init__(
+        self, patience: int, before: Notes | None = None, *, ties: bool = False
+    ) -> None:
+        self._patience, self._ties = patience, ties
         self.starts_from_best = before is not None
         self.first_notes: Notes = {
             "accuracies": [],
@@ -118,7 +125,8 @@ class Criterion:
         accuracies = [*notes["accuracies"], measures["accuracy"]]
         losses = [*notes["losses"], measures["loss"]]
         value, best = criterion(accuracies, losses), notes["best_criterion"]
-        risen = value > best or not notes["accuracies"]
+        equals = self._ties and value == best > 0
+        risen = value > best or equals or not notes["accuracies"]
         since_best = 0 if risen else notes["since_best"] + 1
         ends = since_best >= self._patience
         return Verdict(
@@ -143,4 +151,5 @@ def create_rule(settings: Mapping[str, Any], before: Notes) -> Rule:
     if settings["rule"] == "length":
         return LENGTH
     goes_on = not settings["resets"] and "accuracies" in before
-    return Criterion(settings["patience"], before if goes_on else None)
+    history = before if goes_on else None
+    return Criterion(settings["patience"], history, ties=settings["ties"])

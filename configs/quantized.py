@@ -52,7 +52,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config = tc_resnet.get_config(f"{_TC_RESNETS[name]},{size}")
     else:
         config = network.get_config(f"{name},{size}")
-    return add_quantization(config, words["bits"]).lock()
+    config = add_quantization(config, words["bits"])
+    config.name = "quantized"
+    return config.lock()
 
 
 def add_quantization(config: ConfigDict, bits: str) -> ConfigDict:

@@ -1,11 +1,16 @@
 """What the programs share: errors for the user become one message and exit code 2."""
 
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from absl import app, flags
+from ml_collections import ConfigDict, config_flags
 
+from kws_jax import config as configs
+from kws_jax import runtime
 from kws_jax.errors import UserError
 
 
@@ -43,6 +48,50 @@ def run(
             stop("interrupted; the same command goes on from the last checkpoint.")
 
     app.run(guarded, flags_parser=parse)
+
+
+def define_groups(argv: list[str], groups: Sequence[str]) -> None:
+    """Makes flags of groups of the stored config: `--data.FIELD=…` for "data".
+
+    Nothing where the raw arguments name no workdir.
+
+    Raises:
+      UserError: for a field that there is not, or that is given as `--config.FIELD`.
+    """
+    workdir = value_of("workdir", argv)
+    if not workdir:
+        return
+    stored = configs.load_complete(Path(workdir))
+    for argument in argv:
+        if re.match(r"--?config\b", argument):
+            known = " and ".join(f"--{group}.FIELD=VALUE" for group in groups)
+            raise UserError(
+                f"{argument}: the experiment is that of the workdir. What can be "
+                f"changed here is {known}."
+            )
+    for group in groups:
+        configs.check_overrides(stored, argv, group)
+        config_flags.DEFINE_config_dict(group, stored[group])
+
+
+def stored_experiment(
+    argv: list[str], workdir: str | None, groups: Sequence[str]
+) -> tuple[ConfigDict, Path]:
+    """The config in a workdir, with what flags of `groups` change, and the folder.
+
+    Raises:
+      UserError: arguments that are no flags, no workdir, or values that cannot work.
+    """
+    if argv[1:]:
+        raise UserError(f"Unexpected arguments {argv[1:]}; all options begin with --.")
+    if not workdir:
+        raise UserError("Give --workdir=DIR, the folder of a finished experiment.")
+    config = configs.load_complete(Path(workdir))
+    for group in groups:
+        config[group] = flags.FLAGS[group].value
+    configs.check(config)
+    runtime.configure(config.data.cache_dir)
+    return config, Path(workdir)
 
 
 def value_of(flag: str, argv: list[str]) -> str:

@@ -22,13 +22,24 @@ STAGE_KINDS = (
     "embed",
     "quantize",
 )
-TRAINED_PARTS = ("all", "head")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 # Fields that may differ when an experiment is taken up again: where things lie and
 # how they are shown, not what is computed.
 _MAY_DIFFER = re.compile(
     r"data\.(cache_dir|dir|threads|noise_unseen)|log_every_steps"
     r"|(evaluation|detection)\..*"
+)
+
+# Fields without which data cannot be opened, and that not all versions had.
+_LATER_FIELDS = (
+    "data.flip_labels",
+    "data.noise_hours",
+    "data.noise_test_fraction",
+    "data.rooms",
+    "data.synthetic_unknown.rate",
+    "data.train_fraction",
+    "data.unheard_words",
+    "detection.hours",
 )
 
 
@@ -99,8 +110,7 @@ def check(config: ConfigDict) -> None:
             f"config.data.source = {config.data.source!r} is unknown; "
             f"{nearest(config.data.source, SOURCES)}"
         )
-    # Experiments of versions without train_fraction have no such field.
-    share = config.data.get("train_fraction", 1.0)
+    share = config.data.train_fraction
     if not 0 < share <= 1:
         raise UserError(
             f"config.data.train_fraction = {share:g}: give a number above 0, at most 1."
@@ -145,7 +155,6 @@ def check(config: ConfigDict) -> None:
         )
     for index, stage in enumerate(config.stages):
         _check_stage(stage, f"config.stages[{index}]", config.data)
-        _check_trained_part(stage, index)
     recipes.check(config.stages)
 
 
@@ -179,18 +188,6 @@ def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:
         )
     if stage.kind == "quantize":
         _check_bits(stage, where)
-
-
-def _check_trained_part(stage: ConfigDict, index: int) -> None:
-    part = stage.get("trained_part", "all")
-    where = f"config.stages[{index}].trained_part = {part!r}"
-    if part not in TRAINED_PARTS:
-        raise UserError(f"{where} is unknown; {nearest(part, TRAINED_PARTS)}")
-    if part == "head" and not index:
-        raise UserError(
-            f"{where} needs an encoder that is trained already: put a stage of kind "
-            "'embed' or 'train' before it, or set 'all'."
-        )
 
 
 def _check_bits(stage: ConfigDict, where: str) -> None:
@@ -232,6 +229,24 @@ def load_workdir(workdir: Path) -> ConfigDict:
         raise UserError(
             f"{path} is damaged ({error}); restore it, or choose another --workdir."
         ) from error
+
+
+def load_complete(workdir: Path) -> ConfigDict:
+    """The same, with all that is needed to open the experiment's data.
+
+    Raises:
+      UserError: also where an earlier version stored it, without fields of this one.
+    """
+    config = load_workdir(workdir)
+    fields = {name for name, _ in _leaves(json.loads(to_json(config)))}
+    missing = [name for name in _LATER_FIELDS if name not in fields]
+    if missing:
+        raise UserError(
+            f"--workdir={workdir} was made by an earlier version, which knew no config."
+            f"{missing[0]}. Run its experiment again in a new workdir; kws_jax.predict "
+            "answers with its network as it is."
+        )
+    return config
 
 
 def check_same(config: ConfigDict, stored: ConfigDict, workdir: Path) -> None:

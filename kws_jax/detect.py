@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from kws_jax import command_line, runtime
-from kws_jax import config as configs
+from kws_jax import command_line
 from kws_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished experiment.")
@@ -38,16 +37,6 @@ _STORED = ("common", "each")
 
 
 def _define_overrides(argv: list[str]) -> None:
-    """Makes flags of the stored config's groups, once the workdir is known."""
-    workdir = command_line.value_of("workdir", argv)
-    if not workdir:
-        return
-    stored = configs.load_workdir(Path(workdir))
-    if "detection" not in stored:
-        raise UserError(
-            f"--workdir={workdir} was made by an earlier version, which knew no "
-            "detection. Run its experiment again in a new workdir."
-        )
     stated = command_line.value_of("threshold", argv) or "common"
     changes = [a for a in argv if a.lstrip("-").startswith("detection.")]
     if command_line.value_of("audio", argv) and changes and stated in _STORED:
@@ -56,25 +45,14 @@ def _define_overrides(argv: list[str]) -> None:
             "chosen for. Measure again with yours, without --audio, or give "
             "--threshold a number."
         )
-    for group in _GROUPS:
-        configs.check_overrides(stored, argv, group)
-        config_flags.DEFINE_config_dict(group, stored[group])
+    command_line.define_groups(argv, _GROUPS)
 
 
 def main(argv: list[str]) -> None:
     """Checks the flags, then measures or listens."""
-    if argv[1:]:
-        raise UserError(f"Unexpected arguments {argv[1:]}; all options begin with --.")
-    if not _WORKDIR.value:
-        raise UserError("Give --workdir=DIR, the folder of a finished experiment.")
-    folder = Path(_WORKDIR.value)
-    config = configs.load_workdir(folder)
-    for group in _GROUPS:
-        config[group] = flags.FLAGS[group].value
-    configs.check(config)
     if not _AUDIO.value and (_LABELS.value or _THRESHOLD.value != "common"):
         raise UserError("--labels and --threshold go with --audio=FILE; give that too.")
-    runtime.configure(config.data.cache_dir)
+    config, folder = command_line.stored_experiment(argv, _WORKDIR.value, _GROUPS)
     logging.set_verbosity(logging.ERROR)
     if not _AUDIO.value:
         from kws_jax import experiment

@@ -12,6 +12,7 @@ OBJECTIVES = ("cross_entropy", "binary_cross_entropy")
 STOP_RULES = ("length", "criterion")
 VALIDATIONS = ("clean", "condition")
 OPTIMIZER_STARTS = ("restart", "continue")
+TRAINED_PARTS = ("all", "head")
 _FIELDS = (
     "objective",
     "validation",
@@ -46,9 +47,16 @@ def check(stages: Sequence[ConfigDict]) -> None:
             "objective": OBJECTIVES,
             "validation": VALIDATIONS,
             "optimizer_start": OPTIMIZER_STARTS,
+            "trained_part": TRAINED_PARTS,
             "stop.rule": STOP_RULES,
         }.items():
             _check_word(_value(stage, field), known, f"{where}.{field}")
+        if stage.trained_part == "head" and not index:
+            raise UserError(
+                f"{where}.trained_part = 'head' needs an encoder that is trained "
+                "already: put a stage of kind 'embed' or 'train' before it, or set "
+                "'all'."
+            )
         if stage.stop.patience < 1:
             raise UserError(
                 f"{where}.stop.patience = {stage.stop.patience}: give at least 1 "

@@ -269,6 +269,18 @@ def test_a_folder_without_an_experiment_is_told(tmp_path):
         configs.load_workdir(tmp_path)
 
 
+def test_an_experiment_of_a_version_that_lacked_a_field_is_told(tmp_path):
+    config = load("autokws:cpu").unlock()
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    assert configs.load_complete(tmp_path) == configs.load_workdir(tmp_path)
+    del config.data["flip_labels"]
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    with pytest.raises(UserError, match=r"earlier version.*config\.data\.flip_labels"):
+        configs.load_complete(tmp_path)
+    # For what needs no data, it still loads.
+    assert "flip_labels" not in configs.load_workdir(tmp_path).data
+
+
 def test_the_last_value_of_a_flag_counts():
     argv = ["main", "--config=a.py", "-workdir", "w", "--config", "b.py", "--configs=c"]
     assert command_line.value_of("config", argv) == "b.py"

@@ -240,6 +240,8 @@ def test_flags_that_do_not_go_together_are_told(workdir):
         define("--audio=a.wav", "--detection.hop_ms=50")
     with pytest.raises(UserError, match=r"has no field 'hop'; did you mean 'hop_ms'"):
         define("--detection.hop=50")
+    with pytest.raises(UserError, match=r"here is --data\.FIELD=VALUE and --detection"):
+        define("--config.detection.hours=1")
     config = json.loads((workdir / "config.json").read_text())
     del config["detection"]
     (workdir / "config.json").write_text(json.dumps(config))

@@ -17,6 +17,7 @@ from configs import pair_loss
 from kws_jax import config as configs
 from kws_jax.errors import UserError
 from kws_jax.stages import dispatch, embed, networks, runner, train
+from kws_jax.stages.validation import make_validation
 from kws_jax.training.optimizers import for_part
 from kws_jax.training.state import WEIGHTS, create_train_state, variables_of
 
@@ -125,7 +126,7 @@ def test_validation_of_embeddings_is_the_nearest_class_mean(parts, model, finish
         np.log(np.exp(-squares).sum(1))
         + squares[np.arange(len(clips)), validation.labels]
     )
-    measures = validation.make_validation(
+    measures = make_validation(
         parts,
         embed.nearest_mean(embedding_of),
         parts.config.stages[0],

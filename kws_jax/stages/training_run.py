@@ -129,7 +129,4 @@ def _ending_rows(
         "best_epoch": best_epoch,
         "stopped_early": float(steps < plan.total_steps),
     }
-    return [
-        result(plan.name, "train", validation.CLEAN_NAME, name, value, None, 1)
-        for name, value in values.items()
-    ]
+    return _train_rows(plan.name, values)

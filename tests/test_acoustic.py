@@ -251,10 +251,10 @@ def test_the_table_has_a_row_for_each_state_and_each_clip(trained):
 def test_a_keyword_in_a_stream_scores_when_it_ends(trained):
     features, labels = words(40, 7)
     up, silence = features[labels == 0][0], features[labels == 3][0]
-    audio = np.concatenate([silence, up, silence])[None]
-    _, scores = trained.model.apply(
-        trained.variables, hmm.start_scores(1, W, N), audio, method="stream"
-    )
+    audio = np.concatenate([silence, up, silence])
+    seen = np.pad(audio, ((2, 2), (0, 0)), mode="edge")[None]
+    carried = trained.model.start_stream(1)
+    _, scores = trained.model.apply(trained.variables, carried, seen, method="stream")
     scores = np.asarray(scores)[0]
     end = np.flatnonzero(up[:, 0] > 2)[-1] + 24
     assert abs(int(scores[:, 0].argmax()) - end) <= 2

@@ -9,7 +9,9 @@ The rules of the count:
 
 - An event of a keyword is a window whose smoothed score reaches the threshold; then
   that keyword makes none for the refractory time. Its time is the middle of the audio
-  that its score was computed from.
+  that its score was computed from. Where a network scores keywords itself at each frame
+  at which they may end (`frame_scores`), a frame stands for a window; such scores are
+  log-likelihood ratios of any size, -∞ where no keyword can have ended yet.
 - A reference is a keyword and the stretch of time in which it is said. An event of that
   keyword within the stretch, widened by the tolerance at both ends, detects it. One
   event detects one reference, and a reference is detected once; of several possible
@@ -81,7 +83,11 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """Smoothed scores float64 [n, k] of the keywords, their times [n] s, and hours."""
+    """Scores float64 [n, k] of the keywords, their times [n] s, and hours.
+
+    Smoothed posteriors of windows, or log-likelihood ratios of frames; the higher, the
+    surer.
+    """
 
     keywords: tuple[str, ...]
     scores: np.ndarray
@@ -276,10 +282,11 @@ def _peaks(
     # A window lies in a reference if more of them have begun than have ended by then.
     ended = np.searchsorted(np.sort(ends), times, side="left")
     outside = np.searchsorted(begins, times, side="right") == ended
-    alarms = np.where(outside, scores, -1.0)
-    padded = np.pad(alarms, (0, -len(alarms) % rule.refractory), constant_values=-1.0)
+    alarms = np.where(outside, scores, -np.inf)
+    missing = -len(alarms) % rule.refractory
+    padded = np.pad(alarms, (0, missing), constant_values=-np.inf)
     highest = padded.reshape(-1, rule.refractory).max(1)
-    return highest[highest >= 0]
+    return highest[np.isfinite(highest)]
 
 
 def _thresholds(scores: np.ndarray, peaks: np.ndarray) -> np.ndarray:
@@ -289,11 +296,11 @@ def _thresholds(scores: np.ndarray, peaks: np.ndarray) -> np.ndarray:
     only the phase of the refractory times may change with other scores.
     """
     highest = np.sort(peaks)[::-1][:_PEAKS]
-    between = np.unique(scores)
+    between = np.unique(scores[np.isfinite(scores)])
     if len(peaks) > _PEAKS:
         between = between[between >= highest[-1]]
     rows = np.linspace(0, len(between) - 1, min(len(between), _BETWEEN))
-    above = np.nextafter(np.append(highest, scores.max()), 2.0)
+    above = np.nextafter(np.append(highest, scores.max()), np.inf)
     return np.unique(np.concatenate([above, between[rows.astype(int)]]))[::-1]
 
 

@@ -7,13 +7,12 @@ what false rejects any number of false alarms costs. All is kept in `detection.j
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from kws_jax.data.conditions import CLEAN
@@ -22,14 +21,12 @@ from kws_jax.data.noise import NoiseBank
 from kws_jax.data.stream import Bed, Stream, StreamSettings, plan_stream, render
 from kws_jax.errors import UserError
 from kws_jax.evaluation import detection
-from kws_jax.evaluation.detection import Curve, Heard, Rule
-from kws_jax.evaluation.metrics import result, wilson_interval
+from kws_jax.evaluation.detection import Curve, Heard
+from kws_jax.evaluation.metrics import poisson_interval, result, wilson_interval
 from kws_jax.evaluation.testing import noise_conditions
-from kws_jax.evaluation.windows import posteriors
-from kws_jax.parts import Parts, Setup
-from kws_jax.stages import dispatch
-from kws_jax.stages.networks import Network
-from kws_jax.training import sharding
+from kws_jax.parts import Parts
+from kws_jax.stages import dispatch, listeners
+from kws_jax.stages.listeners import Listener
 from kws_jax.training.checkpoints import write_json
 
 FILE = "detection.json"
@@ -51,16 +48,6 @@ class Listening:
     stream: Stream
     background: NoiseBank | None
     bed: Bed | None
-
-
-def rule_of(config: ConfigDict) -> Rule:
-    """The rule of the config.
-
-    Raises:
-      UserError: see `Rule`.
-    """
-    fields = [field.name for field in dataclasses.fields(Rule)]
-    return Rule(**{name: config.detection[name] for name in fields})
 
 
 def check(parts: Parts) -> None:
@@ -86,7 +73,8 @@ def plan(parts: Parts) -> list[Listening]:
         raise UserError(
             f"config.detection.target_false_alarms_per_hour = {target}: give 0 or more."
         )
-    rule_of(parts.config)
+    listeners.windows_rule(parts.config)
+    listeners.check(parts)
     names = [field.name for field in dataclasses.fields(StreamSettings)]
     settings = StreamSettings(**{name: config[name] for name in names})
     streams = {
@@ -134,10 +122,10 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
     """
     listenings = plan(parts)
     network = dispatch.finished_network(parts, folder)
-    rule, target = (
-        rule_of(parts.config),
-        parts.config.detection.target_false_alarms_per_hour,
-    )
+    scores = listeners.scores_of(parts, network)
+    rule = listeners.rule_of(parts, network, scores)
+    listener = listeners.create_listener(parts, network, scores, rule)
+    target = parts.config.detection.target_false_alarms_per_hour
     if listenings[0].stream.hours * min(*RATES, target or np.inf) < 1 - 1e-9:
         console.print(
             "Detection: in so short a stream fewer false alarms an hour than "
@@ -149,7 +137,7 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
     thresholds: dict[str, float] = {}
     for listening in listenings:
         console.print(_announce(listening))
-        heard = _hear(parts, network, listening, rule)
+        heard = _hear(parts, listener, listening)
         spoken = listening.stream.spoken(parts.keywords)
         curves = detection.curves(heard, spoken, rule)
         if not thresholds:
@@ -164,6 +152,7 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
         rows += _rows(stage, listening, curves, errors)
     kept = {
         "keywords": parts.keywords,
+        "scores": scores,
         "rule": dataclasses.asdict(rule),
         "target_false_alarms_per_hour": target,
         "threshold": thresholds.pop(""),
@@ -208,28 +197,17 @@ def load(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def probabilities(setup: Setup, network: Network) -> Callable[[np.ndarray], Any]:
-    """int16 [b, 16000] -> probabilities [b, k], a batch shared by all devices."""
-
-    def ask(audio: np.ndarray) -> Any:
-        padded = np.pad(audio, ((0, -len(audio) % setup.mesh.size), (0, 0)))
-        batch = sharding.shard({"audio": padded}, setup.mesh)
-        return np.asarray(network.predict(batch))[: len(audio)]
-
-    return ask
-
-
-def _hear(parts: Parts, network: Network, listening: Listening, rule: Rule) -> Heard:
-    """Scores of all windows of a stream."""
+def _hear(parts: Parts, listener: Listener, listening: Listening) -> Heard:
+    """Scores of a whole stream."""
     clips = _clips(parts, listening.stream.words)
-    audio = render(
-        listening.stream,
-        clips,
-        background=listening.background,
-        bed=listening.bed,
+    return listener.hear(
+        render(
+            listening.stream,
+            clips,
+            background=listening.background,
+            bed=listening.bed,
+        )
     )
-    heard = posteriors(probabilities(parts, network), audio, rule.hop)
-    return detection.heard(heard, parts.labels, parts.keywords, rule)
 
 
 def _clips(parts: Parts, words: Split) -> Iterator[np.ndarray]:
@@ -270,6 +248,7 @@ def _describe(
         "false_reject_rate": misses / pooled.references,
         "false_alarms": alarms,
         "false_alarms_per_hour": alarms / pooled.hours,
+        "false_alarms_per_hour_ci95": _per_hour(alarms, pooled.hours),
         # Of each keyword and, under "", of all at one threshold: how often it is said,
         # and [false alarms, false rejects].
         "curves": {
@@ -291,7 +270,13 @@ def _rows(
     pooled, (misses, alarms) = curves[""], errors
     rows = [
         _reject_row(where, "frr@threshold", misses, pooled.references),
-        result(*where, "false_alarms_per_hour", alarms / pooled.hours, None, alarms),
+        result(
+            *where,
+            "false_alarms_per_hour",
+            alarms / pooled.hours,
+            _per_hour(alarms, pooled.hours),
+            alarms,
+        ),
     ]
     if listening.split == VALIDATION:
         return rows
@@ -303,6 +288,12 @@ def _rows(
                 missed = int(curve.misses[curve.at(rate)])
                 rows.append(_reject_row(where, metric, missed, curve.references))
     return rows
+
+
+def _per_hour(alarms: int, hours: float) -> tuple[float, float]:
+    """The 95 % interval of the false alarms an hour, of which so many were counted."""
+    low, high = poisson_interval(alarms)
+    return low / hours, high / hours
 
 
 def _reject_row(

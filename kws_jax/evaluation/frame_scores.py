@@ -130,9 +130,10 @@ def create_frame_scorer(
     ) -> tuple[PyTree, jax.Array]:
         features = frontend(audio[None])
         places = jnp.clip(jnp.arange(features.shape[1]), first, last)
-        carried, scores = model.apply(
+        answer: Any = model.apply(
             variables, carried, features[:, places], method="stream"
         )
+        carried, scores = answer
         return carried, scores[0]
 
     rate = frontend.settings["sample_rate"]

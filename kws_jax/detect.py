@@ -102,7 +102,7 @@ def listen(
     if spoken is not None:
         said = sum(word in setup.keywords for word in spoken.words)
         right = sum(event.right for event in events)
-        curve = counting.curves(heard, spoken, rule)[""]
+        curve = counting.curves(heard, spoken, rule, max(detection.RATES))[""]
         hours = seconds / 3600
         yield {
             "keywords": said,

@@ -121,7 +121,7 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
         console.print(_announce(listening))
         heard = _hear(parts, listener, listening)
         spoken = listening.stream.spoken(parts.keywords)
-        curves = detection.curves(heard, spoken, rule)
+        curves = detection.curves(heard, spoken, rule, max(*RATES, target))
         if not thresholds:
             thresholds = {
                 w: float(c.thresholds[c.at(target)]) for w, c in curves.items()

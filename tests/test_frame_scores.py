@@ -115,6 +115,7 @@ def literal_scores(made, audio):
     """Frame by frame in NumPy: splice, layer, two Viterbi recursions, their difference.
 
     The recursion of a word has the filler as a place of its own, from which it starts.
+    The odds of a word are those of its share against all others' and the filler's.
     """
     x = made.features(audio).astype(np.float64)
     statistics, head = made.variables["batch_stats"], made.variables["params"]["head"]
@@ -143,7 +144,9 @@ def literal_scores(made, audio):
                 new[j] = came + z[t, word * STATES + j - 1]
             places, background = new, background + filler[t]
             ratios[t, word] = places[-1] - background
-    return 0.1 * ratios
+    e = np.exp(0.1 * ratios)
+    rivals = [1 + np.delete(e, word, axis=1).sum(1) for word in range(KEYS)]
+    return 0.1 * ratios - np.log(np.stack(rivals, axis=1))
 
 
 def test_scores_of_a_stream_are_those_of_viterbi_in_numpy(acoustic_model, scorer_of):

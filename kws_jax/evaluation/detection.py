@@ -11,7 +11,7 @@ The rules of the count:
   that keyword makes none for the refractory time. Its time is the middle of the audio
   that its score was computed from. Where a network scores keywords itself at each frame
   at which they may end (`frame_scores`), a frame stands for a window; such scores are
-  log-likelihood ratios of any size, -∞ where no keyword can have ended yet.
+  log-odds of any size, -∞ where no keyword can have ended yet.
 - A reference is a keyword and the stretch of time in which it is said. An event of that
   keyword within the stretch, widened by the tolerance at both ends, detects it. One
   event detects one reference, and a reference is detected once; of several possible
@@ -85,8 +85,7 @@ class Rule:
 class Heard:
     """Scores float64 [n, k] of the keywords, their times [n] s, and hours.
 
-    Smoothed posteriors of windows, or log-likelihood ratios of frames; the higher, the
-    surer.
+    Smoothed posteriors of windows, or log-odds of frames; the higher, the surer.
     """
 
     keywords: tuple[str, ...]

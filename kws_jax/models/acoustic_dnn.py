@@ -108,12 +108,13 @@ class AcousticDNN(nn.Module):
             side those that they are seen with.
 
         Returns:
-          What to carry on, and scaled log-likelihood ratios [b, t, w].
+          What to carry on, and [b, t, w], log-odds (`hmm.log_odds`) by scaled
+          log-likelihoods.
         """
         logits = self.frame_logits(features, train=False)
         inner = logits[:, self.context : features.shape[1] - self.context]
         carried, scores = hmm.keyword_scores(carried, self.log_likelihoods(inner))
-        return carried, self.acoustic_scale * scores
+        return carried, hmm.log_odds(self.acoustic_scale * scores)
 
 
 def splice(x: Float[Array, "b t f"], context: int) -> Float[Array, "b t g"]:

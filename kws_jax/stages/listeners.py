@@ -26,7 +26,7 @@ class Listener:
     """A network that listens.
 
     Attributes:
-      scores: what it gives: posteriors of WINDOWS, or log-likelihood ratios of FRAMES.
+      scores: what it gives: posteriors of WINDOWS, or log-odds of FRAMES.
       rule: how they become events.
       hear: int16 blocks of audio -> scores of the keywords.
     """

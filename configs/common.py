@@ -397,9 +397,12 @@ def detection() -> ConfigDict:
             "noise_share": 0.5,
             # Levels in dB of the usual keyword over noise that runs all the time.
             "snr_db": (10.0,),
+            # 'windows' of a second; 'frames': the network's own scores of keywords that
+            # end at each frame; 'auto': frames where it has them (acoustic_dnn).
+            "scores": "auto",
             # Between two windows of a second.
             "hop_ms": 100.0,
-            # Posteriors are averaged over so much time.
+            # The windows' posteriors are averaged over so much time.
             "smoothing_ms": 300.0,
             # A keyword is reported once in so much time.
             "refractory_ms": 1000.0,

@@ -16,7 +16,10 @@ recordings where data.noise_seen is empty.
 `acoustic_dnn` is the paper's own kind of network: 13 MFCCs of 19 frames, five layers of
 64, outputs for the states of whole-word HMMs, trained frame by frame on alignments that
 start flat; class parameters then belong to states. How many states a word had there is
-not published; six a keyword is this project's choice.
+not published; six a keyword is this project's choice. Detection (`kws_jax.detect`, or
+--config.detection.final_test=True) asks it for the score of each keyword that may end
+at a frame, which its HMMs give; the other networks hear a second at a time. Either way
+the rows `frr@1fa/h` and `frr@10fa/h` are the false rejects at so many false alarms.
 
 The paper has data of its own, about 500,000 clean and a million noisy utterances, and a
 DNN-HMM, and reports the relative reduction of the false reject ratio at ten false

@@ -6,11 +6,13 @@ keeps both in the workdir (`detection.json`, `results.json`, the report).
 `--detection.FIELD=VALUE` and `--data.FIELD=VALUE` change the streams and the data.
 
 With `--audio=FILE` it listens to that recording instead and prints one JSON line for
-each keyword that it hears: time (seconds, the middle of what was heard), keyword,
-score. With `--labels=FILE`, lines of start_seconds,end_seconds,word, it also tells
-which of them are right, and the errors in all.
+each keyword that it hears: time (seconds: the middle of what was heard, or the end of
+the keyword where the network scores single frames), keyword, score. With
+`--labels=FILE`, lines of start_seconds,end_seconds,word, it also tells which of them
+are right, and the errors in all.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,25 +77,20 @@ def listen(
     from kws_jax.data.audio_files import audio_blocks, seconds_of
     from kws_jax.data.time_labels import read_spoken
     from kws_jax.evaluation import detection as counting
-    from kws_jax.evaluation.windows import posteriors
     from kws_jax.parts import load_setup
-    from kws_jax.stages import detection, dispatch
+    from kws_jax.stages import detection, dispatch, listeners
 
-    setup = load_setup(folder)
-    thresholds, rule = chosen_thresholds(config, folder, threshold, setup.keywords)
+    setup = dataclasses.replace(load_setup(folder), config=config)
+    network = dispatch.finished_network(setup, folder)
+    thresholds, scores, rule = chosen_thresholds(setup, network, folder, threshold)
+    listener = listeners.create_listener(setup, network, scores, rule)
     seconds = seconds_of(audio)
     spoken = None
     if labels:
         spoken = read_spoken(
             Path(labels), seconds=seconds, labels=setup.labels, keywords=setup.keywords
         )
-    ask = detection.probabilities(setup, dispatch.finished_network(setup, folder))
-    heard = counting.heard(
-        posteriors(ask, audio_blocks(audio), rule.hop),
-        setup.labels,
-        setup.keywords,
-        rule,
-    )
+    heard = listener.hear(audio_blocks(audio))
     events = counting.events(heard, spoken, thresholds, rule)
     for event in events:
         told = {
@@ -105,7 +102,7 @@ def listen(
     if spoken is not None:
         said = sum(word in setup.keywords for word in spoken.words)
         right = sum(event.right for event in events)
-        curve = counting.curves(heard, spoken, rule)[""]
+        curve = counting.curves(heard, spoken, rule, max(detection.RATES))[""]
         hours = seconds / 3600
         yield {
             "keywords": said,
@@ -119,31 +116,36 @@ def listen(
 
 
 def chosen_thresholds(
-    config: ConfigDict, folder: Path, threshold: str, keywords: tuple[str, ...]
-) -> tuple[dict[str, float], Any]:
-    """The threshold of each keyword, and the rule that it was chosen for.
+    setup: Any, network: Any, folder: Path, threshold: str
+) -> tuple[dict[str, float], str, Any]:
+    """The threshold of each keyword, and the scores and the rule that it is for.
 
     Raises:
-      UserError: a threshold that is neither a number in 0 … 1 nor stored.
+      UserError: a threshold that is neither stored nor a number that scores can reach.
     """
     from kws_jax.evaluation.detection import Rule
-    from kws_jax.stages import detection
+    from kws_jax.stages import detection, listeners
 
     if threshold in _STORED:
         stored = detection.load(folder)
-        common = dict.fromkeys(keywords, stored["threshold"])
+        common = dict.fromkeys(setup.keywords, stored["threshold"])
         chosen = common if threshold == "common" else stored["thresholds"]
-        return chosen, Rule(**stored["rule"])
+        # Versions that stored no kind of scores knew windows alone.
+        scores = stored.get("scores", listeners.WINDOWS)
+        return chosen, scores, Rule(**stored["rule"])
+    scores = listeners.scores_of(setup, network)
     try:
         value = float(threshold)
     except ValueError:
         value = np.nan
-    if not 0 < value <= 1:
+    of_frames = scores == listeners.FRAMES
+    if not (np.isfinite(value) if of_frames else 0 < value <= 1):
+        expected = "" if of_frames else " above 0, at most 1"
         raise UserError(
-            f"--threshold={threshold}: give 'common', 'each', or a number above 0, at "
-            "most 1."
+            f"--threshold={threshold}: give 'common', 'each', or a number{expected}."
         )
-    return dict.fromkeys(keywords, value), detection.rule_of(config)
+    rule = listeners.rule_of(setup, network, scores)
+    return dict.fromkeys(setup.keywords, value), scores, rule
 
 
 if __name__ == "__main__":

@@ -100,6 +100,18 @@ def test_keyword_scores_are_ratios_of_the_best_paths_also_in_pieces():
     np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole)
 
 
+def test_odds_are_those_of_a_softmax_over_background_and_keywords():
+    scores = np.random.default_rng(4).normal(0, 3, (5, 4))
+    whole = np.exp(np.concatenate([np.zeros((5, 1)), scores], axis=1))
+    p = whole[:, 1:] / whole.sum(1, keepdims=True)
+    found = hmm.log_odds(jnp.asarray(scores, jnp.float32))
+    np.testing.assert_allclose(found, np.log(p / (1 - p)), rtol=1e-4, atol=1e-4)
+    # Alone it is the ratio; what cannot have ended yet is no rival, nor any number.
+    np.testing.assert_allclose(hmm.log_odds(jnp.float32([[7.0]])), [[7.0]])
+    early = hmm.log_odds(jnp.float32([[-np.inf, 2.0], [-np.inf, -np.inf]]))
+    np.testing.assert_allclose(early, [[-np.inf, 2.0], [-np.inf, -np.inf]], atol=1e-6)
+
+
 def test_scores_of_labels_are_those_of_all_paths():
     given = likelihoods(2)
     found = hmm.label_scores(jnp.asarray(given, jnp.float32), W, N)
@@ -251,10 +263,10 @@ def test_the_table_has_a_row_for_each_state_and_each_clip(trained):
 def test_a_keyword_in_a_stream_scores_when_it_ends(trained):
     features, labels = words(40, 7)
     up, silence = features[labels == 0][0], features[labels == 3][0]
-    audio = np.concatenate([silence, up, silence])[None]
-    _, scores = trained.model.apply(
-        trained.variables, hmm.start_scores(1, W, N), audio, method="stream"
-    )
+    audio = np.concatenate([silence, up, silence])
+    seen = np.pad(audio, ((2, 2), (0, 0)), mode="edge")[None]
+    carried = trained.model.start_stream(1)
+    _, scores = trained.model.apply(trained.variables, carried, seen, method="stream")
     scores = np.asarray(scores)[0]
     end = np.flatnonzero(up[:, 0] > 2)[-1] + 24
     assert abs(int(scores[:, 0].argmax()) - end) <= 2

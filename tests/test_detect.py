@@ -26,6 +26,8 @@ RATE = 16_000
 class ToneNetwork:
     """Hears a word where most of the power of a window is near the word's tone."""
 
+    stream = None
+
     def __init__(self, deaf_to=()):
         self._deaf = deaf_to
 
@@ -112,7 +114,10 @@ def test_a_network_that_hears_everything_misses_nothing(measured):
         assert row["value"] == 0
         assert row["ci95"] == pytest.approx(wilson_interval(0, row["count"]))
     assert found["test", "clean", "frr@1fa/h"]["count"] == 10
-    assert found["test", "clean", "false_alarms_per_hour"]["value"] == 0
+    alarms = found["test", "clean", "false_alarms_per_hour"]
+    assert (alarms["value"], alarms["count"]) == (0, 0)
+    # -ln 0.025: a mean that makes none with a probability of 2.5 %.
+    assert alarms["ci95"] == pytest.approx([0, 3.68888 / 0.02], rel=1e-3)
     assert ("test", "seen 10 dB", "frr@1fa/h") in found
     kept = detection.load(workdir)
     assert kept["rows"] == rows
@@ -215,6 +220,7 @@ def test_the_command_keeps_rows_and_draws_the_report(workdir, made, capsys):
     for word in (*KEYWORDS, "all keywords"):
         assert f"{word}</text>" in section
     assert section.count('class="line each') == len(KEYWORDS)
+    assert '<td class="number">0 – 184</td>' in section
     # A later run of the same experiment keeps them.
     assert detection.final_test(made[0], workdir, Console(quiet=True)) == rows[1:]
 

@@ -259,3 +259,22 @@ def test_a_rule_that_makes_no_sense_is_named(field, value):
     fields = {"hop_ms": 100, "smoothing_ms": 0, "refractory_ms": 0, "tolerance_ms": 0}
     with pytest.raises(UserError, match=f"config.detection.{field} = "):
         Rule(**fields | {field: value})
+
+
+def test_a_curve_of_many_hours_reaches_the_rates_that_are_reported():
+    """At ten false alarms an hour fifty hours have more than a curve's usual peaks."""
+    rng = np.random.default_rng(0)
+    windows, rule, hours = 12_000, Rule(100, 0, 1000, 250), 50.0
+    scores = rng.random(windows) * 0.02
+    places = np.arange(20, windows - 20, 14)
+    scores[places] = rng.uniform(0.1, 1, len(places))
+    said = np.sort(rng.choice(places, 60, replace=False))
+    times = np.arange(windows) * 0.1
+    heard = Heard(("yes",), scores[:, None], times, hours)
+    spoken = Spoken(times[said] - 0.2, times[said] + 0.3, ("yes",) * 60)
+    curve = detection.curves(heard, spoken, rule)["yes"]
+    # By hand: every threshold that has at most so many scores above it elsewhere.
+    elsewhere = np.sort(scores[np.setdiff1d(places, said)])[::-1]
+    missed = (scores[said] <= elsewhere[round(10 * hours)]).sum()
+    assert elsewhere[round(10 * hours)] > 0.1
+    assert curve.misses[curve.at(10.0)] == missed

@@ -19,6 +19,30 @@ def test_wilson_interval_equals_scipy(trials, confidence):
     assert 0 <= interval[0] < interval[1] <= 1
 
 
+@pytest.mark.parametrize("count", [0, 1, 7, 300])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_poisson_interval_leaves_the_tails_outside(count, confidence):
+    low, high = metrics.poisson_interval(count, confidence)
+    tail = (1 - confidence) / 2
+    assert scipy.stats.poisson(high).cdf(count) == pytest.approx(tail)
+    if count:
+        assert scipy.stats.poisson(low).sf(count - 1) == pytest.approx(tail)
+    else:
+        assert low == 0
+
+
+def test_poisson_interval_is_that_of_garwoods_table():
+    table = {0: (0, 3.689), 1: (0.0253, 5.572), 10: (4.795, 18.39)}
+    for count, bounds in table.items():
+        assert metrics.poisson_interval(count) == pytest.approx(bounds, abs=5e-3)
+
+
+@pytest.mark.parametrize(("count", "confidence"), [(-1, 0.95), (3, 1.0)])
+def test_poisson_interval_refuses_impossible_values(count, confidence):
+    with pytest.raises(ValueError, match="count"):
+        metrics.poisson_interval(count, confidence)
+
+
 @pytest.mark.parametrize("trials", [(0, 0), (4, 3), (-1, 3)])
 def test_wilson_interval_refuses_impossible_counts(trials):
     with pytest.raises(ValueError, match="successes"):

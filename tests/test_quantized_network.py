@@ -290,6 +290,23 @@ def test_layers_kept_in_float_are_left_alone_with_their_norms(kinds):
     assert "depthwise" not in trees["quantization_bounds"]
 
 
+def test_norms_that_are_told_in_the_call_to_use_their_statistics_fold():
+    class Told(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            y = nn.Dense(4, name="dense")(x)
+            return nn.BatchNorm(name="bn")(y, use_running_average=not train).mean(1)
+
+    model, x = Told(), features_of(3)
+    variables = random_variables(model, x)
+    sites = find_sites(model, variables, x[:1])
+    assert sites.layers["dense"].norm == "bn"
+    network = QuantizedNetwork(model, sites, Bits(8, 8), {"dense": True})
+    trees = {"weights": variables["params"], **network.initial_trees({"dense": 4.0})}
+    found = network.infer(trees, variables["batch_stats"], x)
+    np.testing.assert_allclose(found, model.apply(variables, x, train=False), atol=0.1)
+
+
 def test_unknown_pattern_and_layers_that_cannot_be_quantised_are_named():
     class Odd(nn.Module):
         @nn.compact

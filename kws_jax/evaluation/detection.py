@@ -9,7 +9,9 @@ The rules of the count:
 
 - An event of a keyword is a window whose smoothed score reaches the threshold; then
   that keyword makes none for the refractory time. Its time is the middle of the audio
-  that its score was computed from.
+  that its score was computed from. Where a network scores keywords itself at each frame
+  at which they may end (`frame_scores`), a frame stands for a window; such scores are
+  log-odds of any size, -∞ where no keyword can have ended yet.
 - A reference is a keyword and the stretch of time in which it is said. An event of that
   keyword within the stretch, widened by the tolerance at both ends, detects it. One
   event detects one reference, and a reference is detected once; of several possible
@@ -31,7 +33,7 @@ from kws_jax.data.time_labels import Spoken
 from kws_jax.errors import UserError
 
 # Thresholds of a curve: one above each of so many of the highest scores outside the
-# references, and so many more of the scores.
+# references, or more where its reach needs them, and so many more of the scores.
 _PEAKS, _BETWEEN = 400, 200
 
 
@@ -81,7 +83,10 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """Smoothed scores float64 [n, k] of the keywords, their times [n] s, and hours."""
+    """Scores float64 [n, k] of the keywords, their times [n] s, and hours.
+
+    Smoothed posteriors of windows, or log-odds of frames; the higher, the surer.
+    """
 
     keywords: tuple[str, ...]
     scores: np.ndarray
@@ -236,19 +241,26 @@ def events(
     return sorted(found, key=lambda event: event.time)
 
 
-def curves(heard: Heard, spoken: Spoken, rule: Rule) -> dict[str, Curve]:
-    """The DET curve of each keyword, and under "" that of all at one threshold."""
+def curves(
+    heard: Heard, spoken: Spoken, rule: Rule, reach: float = 10.0
+) -> dict[str, Curve]:
+    """The DET curve of each keyword, and under "" that of all at one threshold.
+
+    `reach` is the number of false alarms an hour up to which no threshold that matters
+    is left out.
+    """
     references = {word: widened(spoken, word, rule) for word in heard.keywords}
     peaks = {
         word: _peaks(heard.scores[:, i], heard.times, *references[word], rule)
         for i, word in enumerate(heard.keywords)
     }
     found = {
-        word: _curve(heard, references, (word,), peaks[word], rule)
+        word: _curve(heard, references, (word,), peaks[word], rule, reach)
         for word in heard.keywords
     }
     pooled = np.concatenate(list(peaks.values()))
-    return {"": _curve(heard, references, heard.keywords, pooled, rule)} | found
+    whole = _curve(heard, references, heard.keywords, pooled, rule, reach)
+    return {"": whole} | found
 
 
 def _errors(
@@ -276,24 +288,28 @@ def _peaks(
     # A window lies in a reference if more of them have begun than have ended by then.
     ended = np.searchsorted(np.sort(ends), times, side="left")
     outside = np.searchsorted(begins, times, side="right") == ended
-    alarms = np.where(outside, scores, -1.0)
-    padded = np.pad(alarms, (0, -len(alarms) % rule.refractory), constant_values=-1.0)
+    alarms = np.where(outside, scores, -np.inf)
+    missing = -len(alarms) % rule.refractory
+    padded = np.pad(alarms, (0, missing), constant_values=-np.inf)
     highest = padded.reshape(-1, rule.refractory).max(1)
-    return highest[highest >= 0]
+    return highest[np.isfinite(highest)]
 
 
-def _thresholds(scores: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+def _thresholds(scores: np.ndarray, peaks: np.ndarray, alarms: float) -> np.ndarray:
     """Falling thresholds: just above each of the highest peaks, and scores between.
 
     Between two peaks outside the references the false alarms stay nearly the same;
-    only the phase of the refractory times may change with other scores.
+    only the phase of the refractory times may change with other scores. For so many
+    `alarms` twice as many peaks are enough, since an alarm's refractory time meets
+    those of two peaks at most.
     """
-    highest = np.sort(peaks)[::-1][:_PEAKS]
-    between = np.unique(scores)
-    if len(peaks) > _PEAKS:
+    count = max(_PEAKS, math.ceil(2 * alarms))
+    highest = np.sort(peaks)[::-1][:count]
+    between = np.unique(scores[np.isfinite(scores)])
+    if len(peaks) > count:
         between = between[between >= highest[-1]]
     rows = np.linspace(0, len(between) - 1, min(len(between), _BETWEEN))
-    above = np.nextafter(np.append(highest, scores.max()), 2.0)
+    above = np.nextafter(np.append(highest, scores.max()), np.inf)
     return np.unique(np.concatenate([above, between[rows.astype(int)]]))[::-1]
 
 
@@ -303,10 +319,11 @@ def _curve(
     words: Sequence[str],
     peaks: np.ndarray,
     rule: Rule,
+    reach: float,
 ) -> Curve:
     """Errors of `words` together at the thresholds where they may change."""
     columns = [heard.keywords.index(word) for word in words]
-    thresholds = _thresholds(heard.scores[:, columns], peaks)
+    thresholds = _thresholds(heard.scores[:, columns], peaks, reach * heard.hours)
     counts = np.zeros((len(thresholds), 2), np.int64)
     for column, word in zip(columns, words):
         scores, (begins, ends) = heard.scores[:, column], references[word]

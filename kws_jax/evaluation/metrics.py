@@ -1,4 +1,4 @@
-"""Measures of a classifier, each with its uncertainty, in NumPy alone."""
+"""Measures of a classifier, each with its uncertainty, in NumPy and SciPy alone."""
 
 import math
 import statistics
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import chi2
 
 
 def wilson_interval(
@@ -39,6 +40,32 @@ def wilson_interval(
     centre = (p + spread / 2) / (1 + spread)
     half = z * math.sqrt(p * (1 - p) / count + spread / (4 * count)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def poisson_interval(count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of the mean of a Poisson variable that was `count` once.
+
+    χ²_{2n}(tail)/2 … χ²_{2n+2}(1 - tail)/2 with n = count, tail = (1 - confidence)/2,
+    and 0 below for n = 0: no mean outside makes so many, or so few, with a probability
+    above `tail`. Divided by the hours of counting they are bounds of events an hour,
+    if these come independently of each other.
+
+    Args:
+      count: 0 or more.
+      confidence: between 0 and 1.
+
+    Raises:
+      ValueError: if an argument is out of its range.
+
+    Reference: Garwood 1936, Biometrika 28:437–442.
+    """
+    if count < 0 or not 0 < confidence < 1:
+        raise ValueError(
+            f"need count >= 0 and 0 < confidence < 1; got {count} at {confidence}"
+        )
+    tail = (1 - confidence) / 2
+    low = chi2.ppf(tail, 2 * count) / 2 if count else 0.0
+    return float(low), float(chi2.ppf(1 - tail, 2 * count + 2) / 2)
 
 
 def confusion_matrix(

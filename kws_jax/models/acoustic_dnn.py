@@ -93,22 +93,28 @@ class AcousticDNN(nn.Module):
         scores = hmm.label_scores(frames, self.keywords, self.states)
         return self.acoustic_scale * scores
 
+    def start_stream(self, batch: int) -> Float[Array, "b w n"]:
+        """What `stream` carries before the first frame."""
+        return hmm.start_scores(batch, self.keywords, self.states)
+
     def stream(
-        self, carried: jax.Array, features: Float[Array, "b t f"]
+        self, carried: jax.Array, features: Float[Array, "b u f"]
     ) -> tuple[jax.Array, Float[Array, "b t w"]]:
         """Scores of keywords that end at each frame of continuous audio.
 
         Args:
-          carried: from `hmm.start_scores`, or from the piece before. Context does not
-            reach over the borders of pieces: let them overlap by it, or give one.
-          features: [b, t, f].
+          carried: from `start_stream`, or from the piece before.
+          features: [b, u, f], u = t + 2 · context: the piece's t frames, and on either
+            side those that they are seen with.
 
         Returns:
-          What to carry on, and scaled log-likelihood ratios [b, t, w].
+          What to carry on, and [b, t, w], log-odds (`hmm.log_odds`) by scaled
+          log-likelihoods.
         """
-        frames = self.log_likelihoods(self.frame_logits(features, train=False))
-        carried, scores = hmm.keyword_scores(carried, frames)
-        return carried, self.acoustic_scale * scores
+        logits = self.frame_logits(features, train=False)
+        inner = logits[:, self.context : features.shape[1] - self.context]
+        carried, scores = hmm.keyword_scores(carried, self.log_likelihoods(inner))
+        return carried, hmm.log_odds(self.acoustic_scale * scores)
 
 
 def splice(x: Float[Array, "b t f"], context: int) -> Float[Array, "b t g"]:

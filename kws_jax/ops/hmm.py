@@ -147,6 +147,24 @@ def keyword_scores(
     return carried, jnp.moveaxis(scores, 0, 1)
 
 
+def log_odds(scores: jax.Array) -> jax.Array:
+    """Each keyword's odds against background and all other keywords, by the logarithm.
+
+    s_w - ln(1 + Σ_{v≠w} exp s_v), which is ln(p / (1 - p)) where p is the softmax over
+    background, 0, and the keywords that may end at the same frame: what is said excites
+    the paths of words that sound alike, and one of them is right. A task's only keyword
+    keeps its ratio to the background.
+
+    Args:
+      scores: [..., w], ratios to background of `keyword_scores`, scaled or not.
+    """
+    words = scores.shape[-1]
+    rivals = jnp.where(jnp.eye(words, dtype=bool), -jnp.inf, scores[..., None, :])
+    background = jnp.zeros_like(rivals[..., :1])
+    others = jnp.concatenate([background, rivals], axis=-1)
+    return scores - jax.nn.logsumexp(others, axis=-1)
+
+
 def label_scores(log_likelihoods: jax.Array, keywords: int, states: int) -> jax.Array:
     """The labels' scores [b, k] of whole clips, ratios to the background path.
 

@@ -78,7 +78,8 @@ def watch(watcher: Watcher) -> Iterator[None]:
         if context.method_name != "__call__":
             return call(*arguments, **settings)
         if isinstance(module, nn.BatchNorm):
-            return watcher.norm(module, arguments[0], call)
+            x, *rest = arguments
+            return watcher.norm(module, x, lambda x: call(x, *rest, **settings))
         if type(module) is FrequencyBranch:
             return _watched_branch(module, arguments[0], watcher)
         if type(module) in _KINDS:

@@ -8,7 +8,14 @@ from kws_jax.report.chart import Chart, Point, path_of
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.workdir import CLEAN, Run
 
-_HEADS = ("stream", "hours", "keywords", "missed", "false alarms an hour")
+_HEADS = (
+    "stream",
+    "hours",
+    "keywords",
+    "missed",
+    "false alarms an hour",
+    "95 % interval",
+)
 
 
 def facts(run: Run) -> Iterator[tuple[str, str]]:
@@ -125,12 +132,20 @@ def _spread(
 def _threshold_note(detection: Mapping[str, Any]) -> Markup:
     rule = detection["rule"]
     target = detection["target_false_alarms_per_hour"]
+    if detection.get("scores") == "frames":
+        how = (
+            "the network's own score of a keyword at each frame at which it may end, "
+            f"every {rule['hop_ms']:g} ms"
+        )
+    else:
+        how = (
+            f"a window of a second every {rule['hop_ms']:g} ms, probabilities averaged "
+            f"over {rule['smoothing_ms']:g} ms"
+        )
     told = (
         f"The threshold {detection['threshold']:.4g} was chosen on validation clips, "
-        f"to keep false alarms at or below {target:g} an hour, with a window of a "
-        f"second every {rule['hop_ms']:g} ms, probabilities averaged over "
-        f"{rule['smoothing_ms']:g} ms, and at most one report of a keyword in "
-        f"{rule['refractory_ms']:g} ms. With it:"
+        f"to keep false alarms at or below {target:g} an hour, with {how}, and at most "
+        f"one report of a keyword in {rule['refractory_ms']:g} ms. With it:"
     )
     return tag("p", told, class_="note")
 
@@ -150,5 +165,14 @@ def _row(stream: Mapping[str, Any]) -> Markup:
         f"{text.count(stream['false_rejects'])} "
         f"({text.percent(stream['false_reject_rate'])})",
     )
-    rate = tag("td", f"{stream['false_alarms_per_hour']:.3g}", class_="number")
-    return tag("tr", join(tag("td", cell) for cell in cells), rate)
+    # Measured by a version without intervals, there is none.
+    bounds = stream.get("false_alarms_per_hour_ci95")
+    numbers = (
+        f"{stream['false_alarms_per_hour']:.3g}",
+        text.bounds(*bounds) if bounds else "",
+    )
+    return tag(
+        "tr",
+        join(tag("td", cell) for cell in cells),
+        join(tag("td", number, class_="number") for number in numbers),
+    )

@@ -204,7 +204,7 @@ def _result_row(measure: Measure) -> Markup:
     texts = (measure.stage, measure.split, measure.condition, measure.metric)
     numbers = (
         _value(measure),
-        text.interval(measure),
+        _interval(measure),
         text.count(measure.count) if measure.count is not None else "",
     )
     return tag(
@@ -212,6 +212,12 @@ def _result_row(measure: Measure) -> Markup:
         join(tag("td", cell) for cell in texts),
         join(tag("td", cell, class_="number") for cell in numbers),
     )
+
+
+def _interval(measure: Measure) -> str:
+    if measure.interval and not measure.metric.startswith(_FRACTIONS):
+        return text.bounds(*measure.interval)
+    return text.interval(measure)
 
 
 def _value(measure: Measure) -> str:

@@ -18,6 +18,11 @@ def interval(measure: Measure) -> str:
     return f"{100 * low:.1f} – {100 * high:.1f} %"
 
 
+def bounds(low: float, high: float) -> str:
+    """An interval of numbers that are no fractions: '0.242 – 8.77'."""
+    return f"{low:.3g} – {high:.3g}"
+
+
 def count(value: float) -> str:
     """123456 -> '123,456'."""
     return f"{round(value):,}" if math.isfinite(value) else "–"

@@ -19,6 +19,7 @@ from kws_jax.training.state import WEIGHTS
 from kws_jax.training.step import LossFn, accuracy
 
 PyTree = Any
+_FRONTEND = "mfcc"
 
 
 def check(setup: Setup) -> None:
@@ -31,11 +32,12 @@ def check(setup: Setup) -> None:
             f"labels are {', '.join(setup.labels)}. Set config.data.unknown_percent "
             "and silence_percent above 0, or choose another protocol or network."
         )
-    if setup.config.front_filter.name != NONE:
-        raise UserError(
-            f"The network {NETWORK!r} takes MFCCs as they are: set "
-            f"config.front_filter.name to {NONE!r}, or choose another network."
-        )
+    for group, name in (("frontend", _FRONTEND), ("front_filter", NONE)):
+        if setup.config[group].name != name:
+            raise UserError(
+                f"The network {NETWORK!r} takes MFCCs as they are: set "
+                f"config.{group}.name to {name!r}, or choose another network."
+            )
     for index, stage in enumerate(setup.config.stages):
         where = f"config.stages[{index}].alignment"
         if stage.kind != "train":

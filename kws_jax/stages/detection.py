@@ -7,13 +7,12 @@ what false rejects any number of false alarms costs. All is kept in `detection.j
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from rich.console import Console
 
 from kws_jax.data.conditions import CLEAN
@@ -21,28 +20,16 @@ from kws_jax.data.corpus import TEST, VALIDATION, Split
 from kws_jax.data.stream import Bed, StreamSettings, plan_stream, render
 from kws_jax.errors import UserError
 from kws_jax.evaluation import detection
-from kws_jax.evaluation.detection import Heard, Rule
+from kws_jax.evaluation.detection import Heard
 from kws_jax.evaluation.testing import noise_conditions
-from kws_jax.evaluation.windows import posteriors
-from kws_jax.parts import Parts, Setup
-from kws_jax.stages import dispatch
+from kws_jax.parts import Parts
+from kws_jax.stages import dispatch, listeners
 from kws_jax.stages.detection_records import RATES, Listening, describe, rows_of
-from kws_jax.stages.networks import Network
-from kws_jax.training import sharding
+from kws_jax.stages.listeners import Listener
 from kws_jax.training.checkpoints import write_json
 
 FILE = "detection.json"
 _METRICS = ("frr@", "false_alarms_per_hour")
-
-
-def rule_of(config: ConfigDict) -> Rule:
-    """The rule of the config.
-
-    Raises:
-      UserError: see `Rule`.
-    """
-    fields = [field.name for field in dataclasses.fields(Rule)]
-    return Rule(**{name: config.detection[name] for name in fields})
 
 
 def check(parts: Parts) -> None:
@@ -68,7 +55,8 @@ def plan(parts: Parts) -> list[Listening]:
         raise UserError(
             f"config.detection.target_false_alarms_per_hour = {target}: give 0 or more."
         )
-    rule_of(parts.config)
+    listeners.windows_rule(parts.config)
+    listeners.check(parts)
     names = [field.name for field in dataclasses.fields(StreamSettings)]
     settings = StreamSettings(**{name: config[name] for name in names})
     streams = {
@@ -116,10 +104,10 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
     """
     listenings = plan(parts)
     network = dispatch.finished_network(parts, folder)
-    rule, target = (
-        rule_of(parts.config),
-        parts.config.detection.target_false_alarms_per_hour,
-    )
+    scores = listeners.scores_of(parts, network)
+    rule = listeners.rule_of(parts, network, scores)
+    listener = listeners.create_listener(parts, network, scores, rule)
+    target = parts.config.detection.target_false_alarms_per_hour
     if listenings[0].stream.hours * min(*RATES, target or np.inf) < 1 - 1e-9:
         console.print(
             "Detection: in so short a stream fewer false alarms an hour than "
@@ -131,9 +119,9 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
     thresholds: dict[str, float] = {}
     for listening in listenings:
         console.print(_announce(listening))
-        heard = _hear(parts, network, listening, rule)
+        heard = _hear(parts, listener, listening)
         spoken = listening.stream.spoken(parts.keywords)
-        curves = detection.curves(heard, spoken, rule)
+        curves = detection.curves(heard, spoken, rule, max(*RATES, target))
         if not thresholds:
             thresholds = {
                 w: float(c.thresholds[c.at(target)]) for w, c in curves.items()
@@ -146,6 +134,7 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
         rows += rows_of(stage, listening, curves, errors)
     kept = {
         "keywords": parts.keywords,
+        "scores": scores,
         "rule": dataclasses.asdict(rule),
         "target_false_alarms_per_hour": target,
         "threshold": thresholds.pop(""),
@@ -190,28 +179,17 @@ def load(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def probabilities(setup: Setup, network: Network) -> Callable[[np.ndarray], Any]:
-    """int16 [b, 16000] -> probabilities [b, k], a batch shared by all devices."""
-
-    def ask(audio: np.ndarray) -> Any:
-        padded = np.pad(audio, ((0, -len(audio) % setup.mesh.size), (0, 0)))
-        batch = sharding.shard({"audio": padded}, setup.mesh)
-        return np.asarray(network.predict(batch))[: len(audio)]
-
-    return ask
-
-
-def _hear(parts: Parts, network: Network, listening: Listening, rule: Rule) -> Heard:
-    """Scores of all windows of a stream."""
+def _hear(parts: Parts, listener: Listener, listening: Listening) -> Heard:
+    """Scores of a whole stream."""
     clips = _clips(parts, listening.stream.words)
-    audio = render(
-        listening.stream,
-        clips,
-        background=listening.background,
-        bed=listening.bed,
+    return listener.hear(
+        render(
+            listening.stream,
+            clips,
+            background=listening.background,
+            bed=listening.bed,
+        )
     )
-    heard = posteriors(probabilities(parts, network), audio, rule.hop)
-    return detection.heard(heard, parts.labels, parts.keywords, rule)
 
 
 def _clips(parts: Parts, words: Split) -> Iterator[np.ndarray]:

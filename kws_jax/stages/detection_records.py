@@ -8,7 +8,7 @@ from kws_jax.data.corpus import VALIDATION
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.stream import Bed, Stream
 from kws_jax.evaluation.detection import Curve
-from kws_jax.evaluation.metrics import result, wilson_interval
+from kws_jax.evaluation.metrics import poisson_interval, result, wilson_interval
 
 # False alarms an hour at which false rejects are reported.
 RATES = (1.0, 10.0)
@@ -46,6 +46,7 @@ def describe(
         "false_reject_rate": misses / pooled.references,
         "false_alarms": alarms,
         "false_alarms_per_hour": alarms / pooled.hours,
+        "false_alarms_per_hour_ci95": _per_hour(alarms, pooled.hours),
         # Of each keyword and, under "", of all at one threshold: how often it is said,
         # and [false alarms, false rejects].
         "curves": {
@@ -67,7 +68,13 @@ def rows_of(
     pooled, (misses, alarms) = curves[""], errors
     rows = [
         _reject_row(where, "frr@threshold", misses, pooled.references),
-        result(*where, "false_alarms_per_hour", alarms / pooled.hours, None, alarms),
+        result(
+            *where,
+            "false_alarms_per_hour",
+            alarms / pooled.hours,
+            _per_hour(alarms, pooled.hours),
+            alarms,
+        ),
     ]
     if listening.split == VALIDATION:
         return rows
@@ -79,6 +86,12 @@ def rows_of(
                 missed = int(curve.misses[curve.at(rate)])
                 rows.append(_reject_row(where, metric, missed, curve.references))
     return rows
+
+
+def _per_hour(alarms: int, hours: float) -> tuple[float, float]:
+    """The 95 % interval of the false alarms an hour, of which so many were counted."""
+    low, high = poisson_interval(alarms)
+    return low / hours, high / hours
 
 
 def _reject_row(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kws_jax.errors import UserError
+from kws_jax.evaluation.frame_scores import FrameScorer, create_frame_scorer
 from kws_jax.models import counting, front_filter
 from kws_jax.models.genotype import Genotype, load_genotype, published
 from kws_jax.models.learned_frontend import WithFrontend, create_filters
@@ -258,12 +259,14 @@ class Network:
       variables: its parameters and batch statistics.
       labels: names of its k outputs.
       probabilities: int16 audio [b, 16000] -> probabilities [b, k], jitted.
+      stream: how it scores continuous audio itself, of a network that does.
     """
 
     model: nn.Module
     variables: PyTree
     labels: tuple[str, ...]
     probabilities: Callable[[Any], jax.Array]
+    stream: FrameScorer | None = None
 
     def predict(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         """Probabilities [b, k] of a batch."""
@@ -291,4 +294,5 @@ def trained_network(
         variables,
         setup.labels,
         lambda audio: probabilities(variables, audio),
+        create_frame_scorer(model, variables, setup.frontend),
     )

@@ -87,7 +87,7 @@ def open_folder(
     listing = _list_folder(Path(directory))
     fractions = (validation_fraction, test_fraction)
     path = _store_path(listing, fractions, runtime.cache_root(cache_dir))
-    if not path.exists():
+    if not os.path.exists(path):
         _prepare(listing, path, fractions, skip_corrupt, progress)
     skipped = store.read_meta(path)["skipped"]
     if skipped and not skip_corrupt:

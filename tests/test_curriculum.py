@@ -11,49 +11,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from jax.experimental.compilation_cache import compilation_cache
 from test_end_to_end import KEYWORDS, SPEAKERS, lines_of, without_clock, write_words
-from tiny_parts import tiny_config, tiny_parts
+from tiny_parts import killed_after_saving, tiny_config, tiny_parts
 
 from configs import convmixer
 from kws_jax import config as configs
 from kws_jax import experiment
 from kws_jax.data import pipeline
 from kws_jax.data.conditions import Condition
+from kws_jax.data.noise_folder import SEEN
 from kws_jax.errors import UserError
-from kws_jax.parts import SEEN, load_setup
+from kws_jax.parts import load_setup
 from kws_jax.report.page import render
 from kws_jax.report.workdir import read_run
-from kws_jax.stages import dispatch, networks, runner, train
-from kws_jax.training.checkpoints import StageCheckpoints
-from kws_jax.training.optimizers import updates_made
+from kws_jax.stages import dispatch, networks, runner, train, validation
+from kws_jax.training.optimizers import create_optimizer, updates_made
 from kws_jax.training.state import WEIGHTS, create_train_state
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 # Of the keywords, unknown and silence.
 TRAIN_CLIPS, BATCH = 3 * SPEAKERS["train"] + 4 + 4, 16
 VALIDATED_EVERY, MOST_STEPS, PATIENCE = 3, 9, 1  # 2.75 steps an epoch, three epochs
 STAGES = tuple(convmixer.CURRICULUM)
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All runs share what they compile."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +92,7 @@ def values_of(workdir):
 def last_state(config, folder, index):
     setup = load_setup(folder)
     model = networks.create_network(setup, folder)
-    settings = train.create_optimizer(
+    settings = create_optimizer(
         config.stages[index].optimizer, 1, steps_per_epoch=TRAIN_CLIPS / BATCH
     )
     like = train._state_shapes(setup, model, {WEIGHTS: settings[0]})
@@ -186,21 +165,10 @@ def test_the_answers_of_the_trained_network_are_sigmoids(config, finished):
 
 
 def test_a_curriculum_killed_in_its_third_stage_ends_with_the_same_parameters(
-    config, finished, tmp_path, monkeypatch
+    config, finished, tmp_path
 ):
-    save, saves = StageCheckpoints.save_last, []
-
-    def save_and_fall(self, step, *rest):
-        save(self, step, *rest)
-        saves.append((self.directory.name, step))
-        if self.directory.name.startswith("2-"):
-            self.close()
-            raise Killed
-
-    monkeypatch.setattr(StageCheckpoints, "save_last", save_and_fall)
-    with pytest.raises(Killed):
+    with killed_after_saving("2-") as saves:
         experiment.run(config, str(tmp_path))
-    monkeypatch.undo()
     assert saves[-1] == ("2-snr-5", VALIDATED_EVERY)
     experiment.run(config, str(tmp_path))
     for index in (2, len(STAGES) - 1):
@@ -225,7 +193,7 @@ def test_validation_hears_the_stages_noise_the_same_each_time():
     def logits_of(state, features):
         return features[:, :4, 0] / 30
 
-    validate = runner.make_validation(parts, logits_of, config.stages[0])
+    validate = validation.make_validation(parts, logits_of, config.stages[0])
     state = create_train_state({WEIGHTS: {}}, {}, {})
     first = validate(state)
     assert validate(state) == first

@@ -16,15 +16,16 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from tiny_parts import LABELS, tiny_config, tiny_parts
+from tiny_parts import LABELS, killed_after_saving, tiny_config, tiny_parts
 
 from configs import common
 from kws_jax.data.corpus import Split
 from kws_jax.errors import UserError
-from kws_jax.stages import dispatch, networks, runner, train
+from kws_jax.stages import dispatch, learner, networks, runner, train
 from kws_jax.stages.data_parameters import StageTable, check
 from kws_jax.training import sharding
 from kws_jax.training.checkpoints import StageCheckpoints
+from kws_jax.training.optimizers import create_optimizer
 from kws_jax.training.state import DATA_PARAMETERS, WEIGHTS, create_train_state
 from kws_jax.training.step import make_train_step
 
@@ -55,7 +56,7 @@ def table_step(clips, labels, **settings):
         WEIGHTS: optax.sgd(0.1, 0.9),
         DATA_PARAMETERS: table.transformation(),
     }
-    loss_fn = train.classification_loss(parts, stage, Tiny(), table=table)
+    loss_fn = learner.classification_loss(parts, stage, Tiny(), table=table)
     step = make_train_step(loss_fn, transformations, trained=tuple(transformations))
     variables = Tiny().init(jax.random.key(0), jnp.zeros((1, 1, 6)), train=False)
     trees = {WEIGHTS: variables["params"], **table.trees()}
@@ -170,10 +171,6 @@ def test_most_clips_with_a_wrong_label_are_in_the_top_fifth():
     assert len(set(noisy.tolist())) == 1
 
 
-class Killed(BaseException):
-    pass
-
-
 def experiment(clips=CLIPS, **settings):
     config = tiny_config(steps=STEPS, batch_size=BATCH)
     stage = config.stages[0]
@@ -185,7 +182,7 @@ def experiment(clips=CLIPS, **settings):
 
 def last_state(parts, folder):
     transformations = {
-        WEIGHTS: train.create_optimizer(parts.config.stages[0].optimizer, STEPS)[0]
+        WEIGHTS: create_optimizer(parts.config.stages[0].optimizer, STEPS)[0]
     }
     table = StageTable(parts, parts.config.stages[0], folder)
     transformations[DATA_PARAMETERS] = table.transformation()
@@ -275,21 +272,9 @@ def test_the_best_state_and_the_answers_need_no_table(finished):
     assert network.predict({"audio": np.zeros((2, 16_000), np.int16)}).shape == (2, 4)
 
 
-def test_a_run_taken_up_again_ends_as_an_undisturbed_one(
-    finished, tmp_path, monkeypatch
-):
-    save = StageCheckpoints.save_last
-
-    def save_and_fall(self, step, *rest):
-        save(self, step, *rest)
-        self.close()
-        raise Killed
-
-    monkeypatch.setattr(StageCheckpoints, "save_last", save_and_fall)
-    with pytest.raises(Killed):
+def test_a_run_taken_up_again_ends_as_an_undisturbed_one(finished, tmp_path):
+    with killed_after_saving():
         dispatch.run(finished.parts, 0, tmp_path)
-    monkeypatch.undo()
-    monkeypatch.setattr(networks, "create_network", lambda setup, folder: Tiny())
     dispatch.run(finished.parts, 0, tmp_path)
     chex.assert_trees_all_equal(last_state(finished.parts, tmp_path), finished.state)
     assert lines(tmp_path) == lines(finished.folder)

@@ -108,6 +108,7 @@ TEXTS = {
     *("protocol", "rooms", "rule", "schedule", "shortcut", "silence", "source"),
     *("trained_part", "unheard_words", "validation", "window_function", "words"),
 }
+SEVERAL_TEXTS = {"keep_float"}
 _LONGEST = 100_000  # characters of a text
 
 
@@ -151,6 +152,10 @@ def _wanted(grouped: str, name: str, value: Any) -> str:
     if name in TEXTS:
         fits = isinstance(value, str) and "\0" not in value and len(value) < _LONGEST
         return "" if fits else "a text"
+    if name in SEVERAL_TEXTS:
+        texts = isinstance(value, tuple | list)
+        texts = texts and all(isinstance(text, str) for text in value)
+        return "" if texts else "texts in brackets, with commas"
     return _of_unknown(value)
 
 

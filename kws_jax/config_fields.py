@@ -143,8 +143,8 @@ def _wanted(grouped: str, name: str, value: Any) -> str:
             low, high = WHOLE[key]
             return "" if _whole(value, low, high) else _between("a whole", low, high)
         if key in NUMBERS:
-            low, high = NUMBERS[key]
-            return "" if _number(value, low, high) else _between("a", low, high)
+            ends = NUMBERS[key]
+            return "" if _number(value, *ends) else _between("a", *ends)
         if key in SEVERAL:
             return _of_several(value, *SEVERAL[key])
     if name in FLAGS:

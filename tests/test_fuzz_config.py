@@ -22,7 +22,7 @@ from kws_jax.data.folder import open_folder
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import create_frontend
 from kws_jax.parts import build_parts
-from kws_jax.stages import detection, dispatch, proxyless, quantize, runner
+from kws_jax.stages import detection, dispatch, proxyless_space, quantize, runner
 from kws_jax.training.optimizers import create_optimizer
 
 # One of each kind of network, stage, front end and filter.
@@ -130,9 +130,9 @@ def whole_parts(data):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Without what looks through whole networks, which is tried on its own."""
+    """Without what looks through whole networks, which takes seconds for each."""
     monkeypatch.setattr(quantize, "check", lambda *_: None)
-    monkeypatch.setattr(proxyless, "check", lambda *_: None)
+    monkeypatch.setattr(proxyless_space, "check", lambda *_: None)
 
 
 def prepare(parts, config, folder, path):

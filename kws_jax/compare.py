@@ -11,6 +11,7 @@ multiply-accumulates.
 
 import dataclasses
 import statistics
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,6 +92,18 @@ class Row:
         return totals
 
 
+def _correct(path: Path) -> np.ndarray:
+    """Whether each clean test clip was answered right, bool [n]."""
+    try:
+        with np.load(path, allow_pickle=False) as answers:
+            return np.asarray(answers["clean"] == answers["label"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): run `python -m kws_jax.main` with this "
+            "workdir to its end, or leave the workdir out"
+        ) from error
+
+
 def read_rows(workdirs: Sequence[Path]) -> list[Row]:
     """The rows of the table, in the order in which they are first named.
 
@@ -106,8 +119,7 @@ def read_rows(workdirs: Sequence[Path]) -> list[Row]:
         row = rows.setdefault(key, Row(_name(folder), [], [], []))
         row.folders.append(folder)
         row.runs.append(read_run(folder))
-        answers = np.load(folder / "predictions.npz")
-        row.correct.append(answers["clean"] == answers["label"])
+        row.correct.append(_correct(folder / "predictions.npz"))
     names = [row.name for row in rows.values()]
     for row in rows.values():
         if names.count(row.name) > 1:

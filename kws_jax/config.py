@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kws_jax import recipes
+from kws_jax import config_fields, recipes
 from kws_jax.errors import UserError, nearest
 
 SOURCES = ("tfds", "folder", "synthetic")
@@ -105,6 +105,7 @@ def keywords(config: ConfigDict) -> tuple[str, ...]:
 
 def check(config: ConfigDict) -> None:
     """Raises UserError for values that cannot work, before anything slow is done."""
+    config_fields.check(config)
     if config.data.source not in SOURCES:
         raise UserError(
             f"config.data.source = {config.data.source!r} is unknown; "
@@ -117,13 +118,6 @@ def check(config: ConfigDict) -> None:
         )
     if not config.stages:
         raise UserError("config.stages is empty: give at least one stage.")
-    for field, seed in {
-        "seed": config.seed,
-        "data.seed": config.data.seed,
-        "data.task_seed": config.data.task_seed,
-    }.items():
-        if not 0 <= seed < 2**32:
-            raise UserError(f"config.{field} = {seed}: give 0 to 4294967295.")
     names = [stage.name for stage in config.stages]
     if len(set(names)) < len(names):
         raise UserError(f"config.stages: the names {names} must differ.")
@@ -185,6 +179,13 @@ def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:
             f"{stage.condition.reverberant_fraction:g} needs rooms: set "
             "config.data.rooms to a folder of impulse responses or to 'simulated', or "
             "the fraction to 0."
+        )
+    masks = stage.get("spec_augment")
+    if masks and masks.min_width > min(masks.time_width, masks.frequency_width):
+        raise UserError(
+            f"{where}.spec_augment.min_width = {masks.min_width} is above a greatest "
+            f"width: give at most time_width = {masks.time_width} and frequency_width "
+            f"= {masks.frequency_width}."
         )
     if stage.kind == "quantize":
         _check_bits(stage, where)

@@ -7,11 +7,9 @@ most probable counts.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from absl import flags, logging
 
 from kws_jax import command_line, runtime
@@ -19,52 +17,13 @@ from kws_jax import config as configs
 from kws_jax.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished experiment.")
-_HOP = 4000  # samples between windows
-# Windows asked about at once: bounds the memory for a long recording, and the number of
-# programs to compile to two.
-_WINDOWS = 64
-
-
-def windows(audio: np.ndarray, samples: int) -> np.ndarray:
-    """Windows [n, samples] of int16 audio [t]; the last one ends with the recording."""
-    if len(audio) <= samples:
-        return np.pad(audio, (0, samples - len(audio)))[None]
-    starts = [*range(0, len(audio) - samples, _HOP), len(audio) - samples]
-    return np.stack([audio[start : start + samples] for start in starts])
-
-
-def in_groups(probabilities: Callable[[Any], Any], clips: np.ndarray) -> np.ndarray:
-    """Probabilities [n, k] of clips [n, s]: one alone, more in groups of one size."""
-    if len(clips) == 1:
-        return np.asarray(probabilities(clips))
-    padded = np.pad(clips, ((0, -len(clips) % _WINDOWS), (0, 0)))
-    groups = np.split(padded, len(padded) // _WINDOWS)
-    return np.concatenate([probabilities(group) for group in groups])[: len(clips)]
-
-
-def find_files(paths: list[str]) -> list[Path]:
-    """The audio files that `paths` name; folders are searched.
-
-    Raises:
-      UserError: for a path that does not exist or a folder without audio.
-    """
-    from kws_jax.data.audio_files import find_audio
-
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"There is no file or folder {str(path)!r}.")
-        files = find_audio(path, recursive=True) if path.is_dir() else [path]
-        if not files:
-            raise UserError(f"The folder {str(path)!r} holds no audio files.")
-        found += files
-    return found
 
 
 def predictions(workdir: Path, files: list[Path]) -> Iterator[dict]:
     """One answer for each file, in order."""
     from kws_jax.data.audio_files import read_audio
-    from kws_jax.data.corpus import CLIP_SAMPLES, SILENCE, UNKNOWN
+    from kws_jax.data.corpus import SILENCE, UNKNOWN
+    from kws_jax.evaluation.windows import heard_in
     from kws_jax.parts import load_setup
     from kws_jax.stages import dispatch
 
@@ -72,8 +31,7 @@ def predictions(workdir: Path, files: list[Path]) -> Iterator[dict]:
     network = dispatch.finished_network(load_setup(workdir), workdir)
     words = [label not in (UNKNOWN, SILENCE) for label in network.labels]
     for path in files:
-        clips = windows(read_audio(path), CLIP_SAMPLES)
-        heard = in_groups(network.probabilities, clips)
+        heard = heard_in(network.probabilities, read_audio(path))
         best = heard[heard[:, words].max(1).argmax()] if any(words) else heard[0]
         winner = int(best.argmax())
         yield {
@@ -86,6 +44,8 @@ def predictions(workdir: Path, files: list[Path]) -> Iterator[dict]:
 
 def main(argv: list[str]) -> None:
     """Checks the flags, then prints the answers."""
+    from kws_jax.data.audio_files import find_files
+
     if not _WORKDIR.value or not argv[1:]:
         raise UserError("Give --workdir=DIR and at least one audio file or folder.")
     workdir = Path(_WORKDIR.value)

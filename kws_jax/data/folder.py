@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +30,7 @@ from kws_jax.data.audio_files import (
     find_audio,
     read_audio,
 )
-from kws_jax.data.corpus import TRAIN, Corpus, Recording
+from kws_jax.data.corpus import CLIP_SAMPLES, TRAIN, Corpus, Recording
 from kws_jax.data.splits import (
     TEST_LIST,
     VALIDATION_LIST,
@@ -86,7 +87,7 @@ def open_folder(
     listing = _list_folder(Path(directory))
     fractions = (validation_fraction, test_fraction)
     path = _store_path(listing, fractions, runtime.cache_root(cache_dir))
-    if not path.exists():
+    if not os.path.exists(path):
         _prepare(listing, path, fractions, skip_corrupt, progress)
     skipped = store.read_meta(path)["skipped"]
     if skipped and not skip_corrupt:
@@ -114,7 +115,8 @@ def read_noise_folder(
         them are named).
     """
     root = Path(directory)
-    if not root.is_dir():
+    # Unlike Path.is_dir, this raises nothing for a name that is too long.
+    if not os.path.isdir(root):
         raise UserError(
             f"{root} is not a folder. Expected a folder of noise recordings"
         )
@@ -149,7 +151,7 @@ class _Listing:
 def _list_folder(root: Path) -> _Listing:
     """Lists the folder and raises what can be seen to be wrong from names alone."""
     layout = f"Expected WORD/FILE with FILE one of {', '.join(AUDIO_SUFFIXES)}"
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(
             f"{root} is not a folder. {layout}; set it with --config.data.dir=…"
         )
@@ -191,7 +193,7 @@ def _store_path(listing: _Listing, fractions: tuple[float, float], cache: Path) 
     Reading all files takes seconds to minutes, asking for their sizes and times takes a
     fraction of one: where these are as they were, the hash of last time is still right.
     """
-    place = f"{listing.root.resolve()} {fractions}"
+    place = f"{os.path.realpath(listing.root)} {fractions}"
     memo = cache / "folders" / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.json"
     signature = _signature(listing)
     with contextlib.suppress(OSError, ValueError, KeyError):
@@ -217,6 +219,11 @@ def _signature(listing: _Listing) -> str:
                 f"cannot read {listing.root / name}: {error.strerror}. Mend or remove "
                 "this file"
             ) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(
+                f"cannot read {listing.root / name}: it is no regular file. Rename or "
+                "remove it"
+            )
         # The change time cannot be set by hand, unlike the modification time.
         times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
         digest.update(f"{name}\0{status.st_size} {times}\n".encode())
@@ -255,7 +262,8 @@ def _prepare(
 
     def clips() -> Iterator[store.Clip]:
         lost = {name.split("/")[0] for name in listing.clips}
-        for done, (name, audio) in enumerate(_read_all(listing.root, listing.clips), 1):
+        read = _read_all(listing.root, listing.clips, longest=CLIP_SAMPLES)
+        for done, (name, audio) in enumerate(read, 1):
             word = name.split("/")[0]
             if isinstance(audio, CorruptAudioError):
                 corrupt.append((name, audio.reason))
@@ -278,13 +286,17 @@ def _prepare(
 
 
 def _read_all(
-    root: Path, names: Sequence[str]
+    root: Path, names: Sequence[str], longest: int | None = None
 ) -> Iterator[tuple[str, np.ndarray | CorruptAudioError]]:
-    """Reads files in several threads, a bounded number ahead of what is asked for."""
+    """Reads files in several threads, a bounded number ahead of what is asked for.
+
+    Of each, all of which must be readable, the first `longest` samples are kept.
+    """
 
     def read(name: str) -> np.ndarray | CorruptAudioError:
         try:
-            return read_audio(root / name)
+            # A copy, for a view would hold the whole.
+            return read_audio(root / name)[:longest].copy()
         except CorruptAudioError as error:
             return error
 

@@ -15,6 +15,7 @@ told by the names that these data sets have:
     MUSAN, NOISEX-92 and all others                    a file is a recording
 """
 
+import os
 import re
 import sys
 from collections import defaultdict
@@ -22,9 +23,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import soundfile
 
-from kws_jax.data.audio_files import find_audio
+from kws_jax.data.audio_files import CorruptAudioError, find_audio, seconds_of
 from kws_jax.data.corpus import (
     CLIP_SAMPLES,
     SAMPLE_RATE,
@@ -245,17 +245,17 @@ def _is_clipped(audio: np.ndarray) -> bool:
 def _seconds(path: Path) -> float:
     """0 for what cannot be read, which is found when it is read."""
     try:
-        return soundfile.info(path).duration
-    except (soundfile.LibsndfileError, RuntimeError):
+        return seconds_of(path)
+    except CorruptAudioError:
         return 0.0
 
 
 def _check_apart(folders: Mapping[str, str]) -> None:
     """Raises UserError where a file is in both folders."""
-    if not all(folders.values()) or not all(Path(f).is_dir() for f in folders.values()):
+    if not all(map(os.path.isdir, folders.values())):
         return
     files = [
-        {path.resolve() for path in find_audio(folder, recursive=True)}
+        set(map(os.path.realpath, find_audio(folder, recursive=True)))
         for folder in folders.values()
     ]
     shared = sorted(set.intersection(*files))

@@ -158,7 +158,7 @@ def read_room_folder(directory: str | os.PathLike[str]) -> list[Response]:
         silent (all of them are named).
     """
     root = Path(directory)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(
             f"config.data.rooms: {root} is not a folder. Give a folder of room impulse "
             f"responses, {SIMULATED!r}, or '' for no rooms"

@@ -28,6 +28,7 @@ from tensorflow_datasets.core.download import checksums
 from kws_jax.data.audio_files import decode_audio
 from kws_jax.data.corpus import SAMPLE_RATE, SILENCE, TEST, TRAIN, UNKNOWN, VALIDATION
 from kws_jax.data.splits import TEST_LIST, VALIDATION_LIST, speaker_of, split_by_lists
+from kws_jax.errors import UserError
 
 BACKGROUND_SPLIT = "background"
 BACKGROUND_WORD = "_background_noise_"
@@ -227,9 +228,15 @@ def _read_splits(archive: Iterator[Any], where: Any) -> dict[str, str]:
     for path, file in archive:
         folder, name = posixpath.split(path)
         if name in (VALIDATION_LIST, TEST_LIST):
-            lists[name] = file.read().decode()
+            lists[name] = file.read().decode(errors="replace")
         elif name.endswith(".wav") and posixpath.basename(folder) != BACKGROUND_WORD:
             names.append(f"{posixpath.basename(folder)}/{name}")
+    missing = {VALIDATION_LIST, TEST_LIST} - lists.keys()
+    if missing:
+        raise UserError(
+            f"{where} holds no {' and no '.join(sorted(missing))}: this is not the "
+            "archive of Speech Commands. Remove it, and it is downloaded again"
+        )
     return split_by_lists(
         names,
         validation=lists[VALIDATION_LIST],

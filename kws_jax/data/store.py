@@ -16,6 +16,8 @@ import os
 import shutil
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,16 @@ _INDEX = "index.json"
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 # A batch is drawn at random, so that reading ahead would only read what nobody wants.
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:1"
+# What damaged files make their readers raise.
+_DAMAGES = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _ABANDONED_SECONDS = 24 * 3600
 
 
@@ -111,9 +123,9 @@ def open_store(path: str | os.PathLike[str]) -> Corpus:
     path = Path(path)
     try:
         index = _read_index(path)
-        rows = np.load(path / _ROWS)
+        rows = np.load(path / _ROWS, allow_pickle=False)
         columns = {name: rows[name] for name in _COLUMNS}
-        audio = np.load(path / _RECORDINGS)
+        audio = np.load(path / _RECORDINGS, allow_pickle=False)
         groups = {
             group: {
                 key: tuple(
@@ -125,7 +137,7 @@ def open_store(path: str | os.PathLike[str]) -> Corpus:
             for group in ("background", "noise")
         }
         read = _ClipReader(path, index["count"])
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError) as error:
+    except _DAMAGES as error:
         raise _damaged(path, error) from error
     return Corpus(
         words=columns["words"],

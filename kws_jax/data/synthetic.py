@@ -124,7 +124,7 @@ def synthesize_corpus(
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     path = runtime.cache_root(cache_dir) / f"synthetic-{key}"
-    if not path.exists():
+    if not os.path.exists(path):
         counts = {word: clips_per_word for word in words}
         counts |= {
             word: max(1, round(clips_per_word * _OTHER_SHARE)) for word in others

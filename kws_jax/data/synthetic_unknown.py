@@ -8,6 +8,7 @@ to a keyword (`vocabulary`), widen the class; validation and test stay as they a
 import hashlib
 import json
 import math
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -104,7 +105,7 @@ def open_words(
     }
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     path = runtime.cache_root(cache_dir) / f"synthetic-unknown-{key}"
-    if not path.exists():
+    if not os.path.exists(path):
         clips = list(
             synthetic.training_clips(dict.fromkeys(words, each), seed, progress)
         )

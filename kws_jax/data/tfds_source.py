@@ -75,7 +75,7 @@ def open_tfds(
     place = str(Path(data_dir).resolve()) if data_dir else ""
     folder = f"tfds-{builder}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
     path = runtime.cache_root(cache_dir) / folder
-    if not path.exists():
+    if not os.path.exists(path):
         source = _prepared_builder(builder, data_dir, download)
         _convert(source, path, stock=builder == STOCK, progress=progress)
     return store.open_store(path)

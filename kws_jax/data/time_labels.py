@@ -53,7 +53,12 @@ def read_spoken(
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        fields = next(csv.reader([line], delimiter="\t" if "\t" in line else ","))
+        try:
+            fields = next(csv.reader([line], delimiter="\t" if "\t" in line else ","))
+        except csv.Error as error:
+            raise UserError(
+                f"--labels={path}, line {number} cannot be read ({error}). {_FORM}"
+            ) from error
         if number == 1 and not _is_number(fields[0]):
             continue
         where = f"--labels={path}, line {number}"

@@ -9,6 +9,8 @@ from kws_jax.data.corpus import CLIP_SAMPLES
 
 # Windows asked about at once: bounds the memory, and the programs to compile to one.
 GROUP = 256
+# The same of files that are mostly a window or a few, and the samples between two.
+_FEW, _FEW_HOP = 64, 4_000
 
 
 def sliding_windows(
@@ -69,6 +71,34 @@ def posteriors(
         padded = np.pad(windows, ((0, group - len(windows)), (0, 0)))
         heard.append(np.asarray(probabilities(padded), np.float32)[: len(windows)])
     return np.concatenate(heard)
+
+
+def heard_in(probabilities: Callable[[Any], Any], audio: np.ndarray) -> np.ndarray:
+    """The network's probabilities for windows of a clip, or of a recording of any kind.
+
+    Windows begin every quarter of a second, and one more ends with the recording; what
+    is shorter than a second is padded with zeros.
+
+    Args:
+      probabilities: int16 [n, CLIP_SAMPLES] -> [n, k]; asked about one window alone,
+        else about groups of one size.
+      audio: int16 [t].
+
+    Returns:
+      [windows, k].
+    """
+    if len(audio) <= CLIP_SAMPLES:
+        alone = np.pad(audio, (0, CLIP_SAMPLES - len(audio)))[None]
+        return np.asarray(probabilities(alone))
+    last = len(audio) - CLIP_SAMPLES
+    starts = [*range(0, last, _FEW_HOP), last]
+    heard = []
+    for first in range(0, len(starts), _FEW):
+        group = np.zeros((_FEW, CLIP_SAMPLES), np.int16)
+        for row, start in zip(group, starts[first : first + _FEW]):
+            row[:] = audio[start : start + CLIP_SAMPLES]
+        heard.append(np.asarray(probabilities(group)))
+    return np.concatenate(heard)[: len(starts)]
 
 
 def _view(audio: np.ndarray, hop: int) -> np.ndarray:

@@ -22,6 +22,7 @@ SHORTCUTS = ("1x1", "jx1")
 STRIDES = (2, 1, 2, 1, 2, 1)
 CHANNELS = (36, 36, 48, 48, 72, 72)
 STEM_CHANNELS = 24
+_LARGEST = 65_536  # of all numbers in a genotype
 
 
 def parse_operation(operation: str) -> tuple[int, bool]:
@@ -75,12 +76,12 @@ class Genotype:
         """
         try:
             fields = json.loads(text)
-        except ValueError as error:
+            return cls.from_dict(fields, source)
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{source} is not JSON ({error}). Expected a genotype as a search "
                 "saves it."
             ) from error
-        return cls.from_dict(fields, source)
 
     @classmethod
     def from_dict(
@@ -115,7 +116,7 @@ def load_genotype(name_or_path: str | pathlib.Path) -> Genotype:
     path = pathlib.Path(name_or_path)
     try:
         text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"genotype {str(name_or_path)!r} is neither a readable file ({error}) nor "
             f"the name of a published network: {nearest(str(name_or_path), known)}"
@@ -156,10 +157,11 @@ def _check_skeleton(genotype: Genotype) -> None:
             )
     sizes = (*genotype.strides, *genotype.channels)
     for size in (*sizes, genotype.stem_channels, genotype.se_reduction):
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        whole = isinstance(size, int) and not isinstance(size, bool)
+        if not whole or not 1 <= size <= _LARGEST:
             raise UserError(
                 "strides, channels, stem_channels and se_reduction must be positive "
-                f"whole numbers, got {size!r}."
+                f"whole numbers, at most {_LARGEST}, got {str(size)[:50]}."
             )
     if genotype.shortcut not in SHORTCUTS:
         raise UserError(

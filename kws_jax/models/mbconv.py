@@ -94,7 +94,7 @@ def load_layers(name_or_path: str) -> tuple[str, ...]:
         try:
             fields = json.loads(pathlib.Path(name_or_path).read_text())
             layers = tuple(operation for (operation,) in fields["layers"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"network.layers {name_or_path!r} names no file of a found network "
                 f"({error!r}): give one that a search has saved, or six operations "

@@ -21,6 +21,7 @@ from kws_jax.search.mbconv_space import (
     MBConvSpace,
     expected_macs,
 )
+from kws_jax.training import finiteness
 from kws_jax.training.state import ARCHITECTURE, WEIGHTS, TrainState
 
 PyTree = Any
@@ -197,6 +198,7 @@ def make_path_step(
         used = used_weights(weights, space, path)
         state = _moved(state, WEIGHTS, gradient, used, transformations)
         metrics["gradient_norm"] = optax.global_norm(gradient)
+        metrics |= finiteness.observed({WEIGHTS: gradient})
         return state.replace(step=state.step + 1, batch_stats=stats), metrics
 
     def architecture_step(state: TrainState, batch: Any, key: jax.Array) -> TrainState:

@@ -5,12 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from kws_jax.data.corpus import Split
+from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import result
 from kws_jax.parts import Parts
-from kws_jax.stages import feeding, runner, validation
+from kws_jax.stages import cause, feeding, runner, validation
+from kws_jax.training.finiteness import NotFiniteError
 from kws_jax.training.loop import StagePlan
 from kws_jax.training.state import TrainState
 
@@ -69,6 +73,10 @@ def run(
 
     `splits`, `step_at` and `repeats` are as `feeding.create_feed` takes them, and
     `settings` (logits_of, schedule, …) as `runner.run_stage` does.
+
+    Raises:
+      UserError: as `runner.run_stage`; of numbers that are not finite it tells the
+        cause too.
     """
     stage = parts.config.stages[index]
     feed = feeding.create_feed(
@@ -80,16 +88,24 @@ def run(
         step_at,
         repeats=repeats,
     )
-    state, notes = runner.run_stage(
-        parts,
-        index,
-        folder,
-        state,
-        plan=plan,
-        step_fn=feed.step_fn,
-        batches_from=feed.batches_from,
-        **settings,
-    )
+    # Each step takes the memory of the state before it.
+    initial = jax.tree.map(np.array, jax.device_get(state))
+    try:
+        state, notes = runner.run_stage(
+            parts,
+            index,
+            folder,
+            state,
+            plan=plan,
+            step_fn=feed.step_fn,
+            batches_from=feed.batches_from,
+            **settings,
+        )
+    except NotFiniteError as error:
+        trained = cause.Training(
+            parts, index, folder, plan, feed, initial, splits, step_at, repeats
+        )
+        raise UserError(f"{error} {cause.explain(trained, error)}".strip()) from error
     return TrainingRun(parts, stage, plan, state, notes)
 
 

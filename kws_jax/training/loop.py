@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from kws_jax.errors import UserError
+from kws_jax.training import finiteness
 from kws_jax.training.checkpoints import StageCheckpoints
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.state import TrainState, without_optimizers
@@ -109,8 +109,9 @@ def train_stage(
       "seconds", and those of the rule.
 
     Raises:
-      UserError: when the loss is not finite, naming step, learning rate and the last
-        good checkpoint; or when a checkpoint cannot be written.
+      NotFiniteError: when the loss or the gradient's norm is not finite, naming step,
+        learning rate and the last good checkpoint.
+      UserError: when a checkpoint cannot be written.
     """
     notes: dict[str, Any] = {"best_accuracy": -1.0, "best_step": -1, "seconds": 0.0}
     notes |= rule.first_notes
@@ -180,8 +181,8 @@ class _Window:
             for name in fetched[0]
         }
         steps = [made + 1 for call, _ in self._pending for made in call]
-        for step, loss in zip(steps, values["loss"], strict=True):
-            self.check(step, float(loss))
+        for measured in finiteness.watched(steps, values):
+            self.check(*measured)
         count, step = len(steps), steps[-1]
         elapsed = time.monotonic() - self._since
         means = {name: float(np.mean(each)) for name, each in values.items()}
@@ -199,9 +200,11 @@ class _Window:
         if math.isfinite(loss):
             return
         rate = float(self._rate(step - 1))
-        raise UserError(
+        raise finiteness.NotFiniteError(
             f"The {name} became {loss} at step {step} of stage {self._plan.name!r} "
             f"(learning rate {rate:g}). The last good checkpoint is "
             f"{self._checkpoints.last_path()}. Lower the stage's learning rate or set "
-            "optimizer.clip_norm, and start in a new --workdir."
+            "optimizer.clip_norm, and start in a new --workdir.",
+            step,
+            in_validation=name.startswith("validation"),
         )

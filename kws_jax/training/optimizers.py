@@ -12,6 +12,8 @@ from kws_jax.errors import UserError, nearest
 
 SCHEDULES = ("constant", "cosine", "rising_cosine", "step", "epoch_step")
 OPTIMIZERS = ("sgd", "adam")
+# From the first rate to the last; beyond float32 it would be no number.
+_LARGEST_RISE = 1e9
 # What a network is called inside one that has filters before it.
 _INNER_NETWORKS = ("encoder", "network")
 
@@ -41,6 +43,12 @@ def create_schedule(
         schedule = optax.constant_schedule(rate)
     elif name == "cosine":
         alpha = settings["final_learning_rate"] / rate if rate else 0.0
+        if alpha > _LARGEST_RISE:
+            raise UserError(
+                f"optimizer.final_learning_rate = {settings['final_learning_rate']:g} "
+                f"is more than {_LARGEST_RISE:g} times optimizer.learning_rate = "
+                f"{rate:g}: give a smaller one, or a learning rate of 0."
+            )
         schedule = optax.cosine_decay_schedule(rate, max(total_steps, 1), alpha)
     elif name == "rising_cosine":
         schedule = _rising_cosine(rate, max(total_steps, 1))

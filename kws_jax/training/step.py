@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kws_jax.training import finiteness
 from kws_jax.training.state import WEIGHTS, TrainState, apply_gradients
 
 PyTree = Any
@@ -42,6 +43,7 @@ def make_train_step(
         gradients, (metrics, batch_stats) = jax.grad(loss_of, has_aux=True)(part)
         new = apply_gradients(state, gradients, dict(transformations))
         metrics = {**metrics, "gradient_norm": optax.global_norm(gradients)}
+        metrics |= finiteness.observed(gradients)
         return new.replace(step=state.step + 1, batch_stats=batch_stats), metrics
 
     return step

@@ -1,0 +1,212 @@
+"""What made a training's numbers not finite: a clip, a part of the network, a step.
+
+Batches are a pure function of the step, so what came before is made once more, from the
+last checkpoint or from the start of the stage, and the step that failed is looked into.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from kws_jax.data.corpus import Split
+from kws_jax.parts import Parts
+from kws_jax.stages import feeding, runner
+from kws_jax.training import finiteness, sharding
+from kws_jax.training.checkpoints import StageCheckpoints
+from kws_jax.training.finiteness import NotFiniteError
+from kws_jax.training.loop import StagePlan
+from kws_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+# So many clips that all fail alone: it is not for the clips.
+_ENOUGH = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """All that a stage was trained with.
+
+    Attributes:
+      initial: the state at its start, in the host's memory.
+      splits: what its batches were drawn from, as `feeding.create_feed` takes it, like
+        `step_at` and `repeats`.
+    """
+
+    parts: Parts
+    index: int
+    folder: Path
+    plan: StagePlan
+    feed: feeding.Feed
+    initial: TrainState
+    splits: Sequence[Split]
+    step_at: Callable[[int], feeding.Step]
+    repeats: Sequence[int] | None
+
+    @property
+    def stage(self) -> ConfigDict:
+        """The stage's own part of the config."""
+        return self.parts.config.stages[self.index]
+
+    def kept(self) -> TrainState:
+        """The state of the last checkpoint, or the initial one."""
+        where = runner.stage_folder(self.parts, self.index, self.folder)
+        checkpoints = StageCheckpoints(where, read_only=True)
+        like = sharding.replicated_like(self.initial, self.parts.mesh)
+        restored = checkpoints.restore_last(like)
+        checkpoints.close()
+        if restored is None:
+            return sharding.replicate(self.initial, self.parts.mesh)
+        return restored[0]
+
+    def drawn(self, number: int) -> Iterator[tuple[int, Split, int]]:
+        """For step `number` (from 0): stream, split, and step of that stream."""
+        repeats = self.repeats or (1,) * len(self.splits)
+        for stream, (split, times) in enumerate(zip(self.splits, repeats, strict=True)):
+            yield stream, split, number // times
+
+    def batches(self, number: int) -> list[Batch]:
+        """The batch of each split at step `number` (from 0)."""
+        return [
+            next(self.parts.train_batches(split, self.stage, step, stream=stream))
+            for stream, split, step in self.drawn(number)
+        ]
+
+    def clips(self, number: int) -> list[tuple[Split, np.ndarray]]:
+        """Split and rows of each of these batches."""
+        return [
+            (
+                split,
+                self.parts.selection(split, self.stage, stream=stream)(step).positions,
+            )
+            for stream, split, step in self.drawn(number)
+        ]
+
+    def looked_into(self, number: int) -> Callable[..., tuple[TrainState, Any]]:
+        """Step `number` of (state, batches), which tells more than in training."""
+        step, key = self.step_at(number), runner.stage_key(self.parts, self.index)
+
+        @jax.jit
+        def told(state: TrainState, batches: list[Batch]) -> tuple[TrainState, Any]:
+            with finiteness.observing():
+                return step(state, *batches, key)
+
+        return told
+
+
+def explain(training: Training, error: NotFiniteError) -> str:
+    """What the step failed for, in sentences; "" where it does not fail again."""
+    if jax.process_count() > 1:
+        return "Run it in one process to be told which clip it was."
+    number = error.step if error.in_validation else error.step - 1
+    state = _state_before(training, number)
+    leaf = finiteness.first_leaf((state.trees, state.batch_stats))
+    if leaf:
+        name = leaf.partition("/")[2]
+        return f"The update before it has broken {name}, the first of the state."
+    if error.in_validation:
+        return _explain_validation(training.parts)
+    batches = training.batches(number)
+    step = training.looked_into(number)
+    _, metrics = step(state, batches)
+    told = []
+    if leaf := finiteness.first_gradient(metrics):
+        told.append(f"The first gradient that is not finite is that of {leaf}.")
+    found = _first_unheard(training.parts, batches)
+    reason = "its features are not finite"
+    if found is None and not finiteness.is_finite(metrics):
+        found = _first_failing(training.parts, step, state, batches)
+        reason = "a batch of it alone gives the same"
+    if found:
+        stream, place = found
+        split, rows = training.clips(number)[stream]
+        told.append(_clip(split, int(rows[place]), reason))
+    elif not finiteness.is_finite(metrics):
+        told.append("No single clip was found to be the cause.")
+    return " ".join(told)
+
+
+def _state_before(training: Training, number: int) -> TrainState:
+    """The state before step `number` (from 0), made as it was made in training."""
+    state = training.kept()
+    done = int(state.step)
+    inputs = iter(training.feed.batches_from(done))
+    for call in training.plan.calls(done):
+        if call.stop > number:
+            break
+        state, _ = training.feed.step_fn(state, next(inputs))
+        done = call.stop
+    # The first steps of a call that makes several.
+    for step in range(done, number):
+        state, _ = training.looked_into(step)(state, training.batches(step))
+    return state
+
+
+def _first_unheard(parts: Parts, batches: Sequence[Batch]) -> tuple[int, int] | None:
+    """Batch and place of the first clip whose features are not finite."""
+
+    @jax.jit
+    def heard(audio: jax.Array) -> jax.Array:
+        return jnp.isfinite(parts.frontend(audio)).all(axis=(1, 2))
+
+    for stream, batch in enumerate(batches):
+        wrong = np.flatnonzero(~np.asarray(heard(batch["audio"])))
+        if len(wrong):
+            return stream, int(wrong[0])
+    return None
+
+
+def _first_failing(
+    parts: Parts,
+    step: Callable[..., Any],
+    state: TrainState,
+    batches: Sequence[Batch],
+) -> tuple[int, int] | None:
+    """Batch and place of the first clip that fails where all of its batch are it.
+
+    A mask would not do: 0 times an infinite slope is no number either. None where no
+    clip fails, or where all do.
+    """
+    for stream, batch in enumerate(batches):
+        failed: list[int] = []
+        places = np.flatnonzero(np.asarray(batch["mask"])).tolist()
+        for tried, place in enumerate(places, 1):
+            alone = jax.tree.map(lambda leaf, at=place: _all_like(leaf, at), batch)
+            changed = [*batches]
+            changed[stream] = sharding.shard(alone, parts.mesh)
+            if not finiteness.is_finite(step(state, changed)[1]):
+                failed.append(place)
+            if failed and (len(failed) < tried or len(places) == 1):
+                return stream, failed[0]
+            if len(failed) == _ENOUGH:
+                break
+    return None
+
+
+def _all_like(leaf: jax.Array, place: int) -> np.ndarray:
+    """An array of which every entry along the first axis is that at `place`."""
+    values = np.asarray(leaf)
+    return np.repeat(values[place : place + 1], len(values), axis=0)
+
+
+def _explain_validation(parts: Parts) -> str:
+    split = parts.task.validation
+    rows = np.arange(len(split))
+    for first in range(0, len(split), 64):
+        here = rows[first : first + 64]
+        found = _first_unheard(parts, [{"audio": jnp.asarray(split.read(here))}])
+        if found:
+            return _clip(split, int(here[found[1]]), "its features are not finite")
+    return ""
+
+
+def _clip(split: Split, row: int, reason: str) -> str:
+    return (
+        f"The first clip is {str(split.names[row])!r}, number {row} of the "
+        f"{split.name} clips: {reason}."
+    )

@@ -1,0 +1,192 @@
+"""Numbers that are not finite stop training, with the clip and the leaf they are of."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_parts import tiny_config, tiny_parts
+
+from kws_jax.data.corpus import CLIP_SAMPLES
+from kws_jax.errors import UserError
+from kws_jax.frontends.registry import FRONTENDS, create_frontend
+from kws_jax.models.learned_frontend import create_filters
+from kws_jax.stages import runner, training_run
+from kws_jax.training import finiteness
+from kws_jax.training.state import WEIGHTS, create_train_state
+from kws_jax.training.step import make_train_step
+
+NAN, INF = float("nan"), float("inf")
+STEP = 3
+
+
+def weights():
+    return {"a": jnp.ones((4,)), "b": {"kernel": jnp.full((4,), 0.5)}}
+
+
+def trained(folder, config, *, wrong, rate=0.01, bad=-1):
+    """Trains a linear toy on the loudness of clips, in which `wrong` happens."""
+    parts = tiny_parts(config)
+    transformations = {
+        WEIGHTS: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate))
+    }
+
+    def logits_of_weights(tree, loudness):
+        return loudness[:, None] * tree["a"] + tree["b"]["kernel"]
+
+    def loss_fn(trees, batch_stats, batch, key):
+        loudness = jnp.abs(batch["audio"] / 32768.0).mean(1)
+        logits = logits_of_weights(trees[WEIGHTS], loudness)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        each = wrong(each, batch["index"] == bad, trees[WEIGHTS])
+        loss = jnp.where(batch["mask"], each, 0).sum() / batch["mask"].sum()
+        return loss, ({"loss": loss, "accuracy": loss}, batch_stats)
+
+    step = make_train_step(loss_fn, transformations)
+    state = create_train_state({WEIGHTS: weights()}, {}, transformations)
+    return training_run.run(
+        parts,
+        0,
+        folder,
+        state,
+        plan=runner.plan_of(parts, 0, len(parts.task.train)),
+        splits=[parts.task.train],
+        step_at=lambda number: step,
+        logits_of=lambda state, features: logits_of_weights(
+            state.trees[WEIGHTS], features.mean((1, 2))
+        ),
+        schedule=lambda step: rate,
+    )
+
+
+def clip_first_met_at(step, config):
+    """A clip that is in the batch of this step, from 1, and in none before it."""
+    parts = tiny_parts(config)
+    select = parts.selection(parts.task.train, config.stages[0])
+    before = np.concatenate([select(n).positions for n in range(step - 1)])
+    return next(c for c in select(step - 1).positions.tolist() if c not in before)
+
+
+def config_of(**changes):
+    config = tiny_config(steps=9, **changes)
+    config.log_every_steps = 4
+    config.stages[0].eval_every_epochs = 0.7  # two steps, each with a checkpoint
+    return config
+
+
+def no_number(each, bad, tree):
+    return each * jnp.where(bad, NAN, 1.0)
+
+
+def no_gradient(each, bad, tree):
+    """The value stays finite: the square root of 0, whose slope is infinite."""
+    zero = jnp.where(bad, 0.0, 1.0) * tree["b"]["kernel"][0]
+    return each + jnp.sqrt(zero)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "leaf", "said"),
+    [
+        (no_number, "weights/a", "The loss became nan"),
+        (no_gradient, "weights/b/kernel", "The gradient norm became"),
+    ],
+)
+def test_the_first_clip_and_the_first_leaf_are_named(tmp_path, wrong, leaf, said):
+    config = config_of()
+    bad = clip_first_met_at(STEP, config)
+    with pytest.raises(UserError) as failed:
+        trained(tmp_path, config, wrong=wrong, bad=bad)
+    told = str(failed.value)
+    assert said in told
+    assert f"at step {STEP} of stage 'train'" in told
+    assert f"that of {leaf}." in told
+    assert f"'train{bad}', number {bad} of the train clips" in told
+    # Made again from the checkpoint of the step before.
+    assert (tmp_path / "stages" / "0-train" / "last" / str(STEP - 1)).is_dir()
+
+
+def test_several_steps_a_call_and_mixing_on_the_device_tell_the_same(tmp_path):
+    config = config_of(on_device=True, steps_per_call=2)
+    bad = clip_first_met_at(STEP, config)
+    with pytest.raises(UserError) as failed:
+        trained(tmp_path, config, wrong=no_number, bad=bad)
+    assert f"at step {STEP} of" in str(failed.value)
+    assert f"'train{bad}', number {bad} of the train clips" in str(failed.value)
+
+
+def test_what_all_clips_do_is_laid_to_none(tmp_path):
+    with pytest.raises(UserError) as failed:
+        trained(tmp_path, config_of(), wrong=lambda each, bad, tree: each * NAN)
+    told = str(failed.value)
+    assert "at step 1 of stage 'train'" in told
+    assert "No single clip" in told
+
+
+def test_an_update_that_breaks_the_weights_is_told_by_its_leaf(tmp_path):
+    with pytest.raises(UserError) as failed:
+        trained(tmp_path, config_of(), wrong=lambda each, bad, tree: each, rate=1e39)
+    assert "The update before it has broken weights/a" in str(failed.value)
+
+
+def test_the_program_that_trains_is_the_same_as_without_looking():
+    tree = {"b": jnp.array([1.0, INF]), "a": jnp.ones(2)}
+    assert finiteness.observed(tree) == {}
+    with finiteness.observing():
+        flags = finiteness.observed(tree)
+    assert finiteness.observed(tree) == {}
+    assert finiteness.first_gradient(flags) == "b"
+    assert finiteness.first_gradient({}) == ""
+    assert finiteness.first_leaf({"x": [np.ones(2), np.array(NAN)]}) == "x/1"
+    assert finiteness.first_leaf(tree | {"b": np.int32(3)}) == ""
+
+
+def sounds():
+    """Clips [n, s] that no microphone makes, by name."""
+    time = np.arange(CLIP_SAMPLES)
+    impulse = np.zeros(CLIP_SAMPLES)
+    impulse[8_000] = 32_767
+    square = np.where(time // 20 % 2, 32_767, -32_768)
+    named = {
+        "silent": 0 * time,
+        "least": (time == 5) * 1,
+        "constant": 0 * time + 1_000,
+        "full scale": 0 * time + 32_767,
+        "least constant": 0 * time - 1,
+        "full-scale square": square,
+        "fastest square": np.where(time % 2, 32_767, -32_768),
+        "single impulse": impulse,
+        "step": np.where(time < 8_000, -32_768, 32_767),
+    }
+    return {name: audio.astype(np.int16) for name, audio in named.items()}
+
+
+@pytest.mark.parametrize("name", sorted(FRONTENDS))
+def test_sounds_of_every_extreme_have_finite_features_and_gradients(name):
+    frontend = create_frontend(name)
+    filters = create_filters(name, frontend.settings, frontend.shape[1])
+    clips = sounds()
+    audio = jnp.asarray(np.stack([*clips.values()]), jnp.float32) / 32768
+    params = {}
+    if filters is not None:
+        params = filters.init(jax.random.key(0), frontend(audio[:1]))
+
+    def features(params, audio):
+        frames = frontend(audio)
+        return filters.apply(params, frames) if filters is not None else frames
+
+    @jax.jit
+    @jax.vmap
+    def each(clip):
+        def total(params, clip):
+            heard = features(params, clip[None])
+            return jnp.sum(heard**2), heard
+
+        gradients, heard = jax.grad(total, argnums=(0, 1), has_aux=True)(params, clip)
+        return heard, gradients
+
+    heard, (by_params, by_audio) = jax.device_get(each(audio))
+    for place, sound in enumerate(clips):
+        one = jax.tree.map(
+            lambda leaf, at=place: leaf[at], (heard, by_params, by_audio)
+        )
+        assert not finiteness.first_leaf(one), sound

@@ -110,6 +110,10 @@ class _Collector:
             called = parameters[_CALLS[name]]
             constants = getattr(called, "consts", ())
             return self.collect(getattr(called, "jaxpr", called), constants, inputs)
+        if name == "concatenate":
+            # Padding leaves parts without entries, whose shapes ONNX cannot tell.
+            sizes = [atom.aval.size for atom in equation.invars]
+            inputs = [x for x, size in zip(inputs, sizes, strict=True) if size]
         depends = any(value.depends for value in _values(inputs))
         outputs = [_Value(depends) for _ in equation.outvars]
         self.operations.append(_Operation(self._applied(equation), inputs, outputs))

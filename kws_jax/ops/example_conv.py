@@ -45,7 +45,7 @@ def example_conv(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _conv(x: jax.Array, taps: jax.Array, dilation: int) -> jax.Array:
     padded, starts = _places(x, taps, dilation)
-    each = taps.reshape(len(taps), -1, 1, 1)
+    each = taps.reshape(taps.shape[0], -1, 1, 1)
     with jax.named_scope(MULTIPLY_ADDS):
         products = [
             lax.slice(padded, start, start + x.shape) * each[:, i]

@@ -176,7 +176,7 @@ def label_scores(log_likelihoods: jax.Array, keywords: int, states: int) -> jax.
       keywords: W.
       states: n.
     """
-    start = start_scores(len(log_likelihoods), keywords, states)
+    start = start_scores(log_likelihoods.shape[0], keywords, states)
     _, scores = keyword_scores(start, log_likelihoods)
     relative = log_likelihoods - jnp.max(
         log_likelihoods[..., keywords * states :], axis=-1, keepdims=True

@@ -17,20 +17,12 @@ from absl import flags, logging
 from kws_jax import command_line, runtime
 from kws_jax import config as configs
 from kws_jax.errors import UserError
+from kws_jax.evaluation import answers
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished experiment.")
-_HOP = 4000  # samples between windows
 # Windows asked about at once: bounds the memory for a long recording, and the number of
 # programs to compile to two.
 _WINDOWS = 64
-
-
-def windows(audio: np.ndarray, samples: int) -> np.ndarray:
-    """Windows [n, samples] of int16 audio [t]; the last one ends with the recording."""
-    if len(audio) <= samples:
-        return np.pad(audio, (0, samples - len(audio)))[None]
-    starts = [*range(0, len(audio) - samples, _HOP), len(audio) - samples]
-    return np.stack([audio[start : start + samples] for start in starts])
 
 
 def in_groups(probabilities: Callable[[Any], Any], clips: np.ndarray) -> np.ndarray:
@@ -64,24 +56,16 @@ def find_files(paths: list[str]) -> list[Path]:
 def predictions(workdir: Path, files: list[Path]) -> Iterator[dict]:
     """One answer for each file, in order."""
     from kws_jax.data.audio_files import read_audio
-    from kws_jax.data.corpus import CLIP_SAMPLES, SILENCE, UNKNOWN
+    from kws_jax.data.corpus import CLIP_SAMPLES
     from kws_jax.parts import load_setup
     from kws_jax.stages import dispatch
 
     logging.set_verbosity(logging.WARNING)
     network = dispatch.finished_network(load_setup(workdir), workdir)
-    words = [label not in (UNKNOWN, SILENCE) for label in network.labels]
     for path in files:
-        clips = windows(read_audio(path), CLIP_SAMPLES)
+        clips = answers.windows(read_audio(path), CLIP_SAMPLES)
         heard = in_groups(network.probabilities, clips)
-        best = heard[heard[:, words].max(1).argmax()] if any(words) else heard[0]
-        winner = int(best.argmax())
-        yield {
-            "path": str(path),
-            "keyword": network.labels[winner],
-            "score": round(float(best[winner]), 6),
-            "scores": {k: round(float(p), 6) for k, p in zip(network.labels, best)},
-        }
+        yield answers.answer(path, network.labels, heard)
 
 
 def main(argv: list[str]) -> None:

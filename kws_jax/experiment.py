@@ -114,7 +114,7 @@ def evaluate(config: ConfigDict, folder: Path, output: str) -> list[dict[str, An
     """
     console = Console(highlight=False)
     logging.set_verbosity(logging.ERROR)
-    parts = _parts_of_trained(config, folder, console)
+    parts = parts_of_trained(config, folder, console)
     rows = final_test(parts, folder, write=False)
     if jax.process_index() == 0:
         print_results(rows, console)
@@ -135,7 +135,7 @@ def detect(config: ConfigDict, folder: Path) -> None:
     """
     console = Console(highlight=False)
     logging.set_verbosity(logging.ERROR)
-    parts = _parts_of_trained(config, folder, console)
+    parts = parts_of_trained(config, folder, console)
     rows = detection.measure(parts, folder, console)
     results = folder / "results.json"
     if not results.exists():
@@ -150,7 +150,7 @@ def detect(config: ConfigDict, folder: Path) -> None:
     print_detection(folder, console)
 
 
-def _parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Parts:
+def parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Parts:
     """The parts of `config`, if its labels are those of the network in `folder`."""
     trained = load_setup(folder)
     parts = build_parts(config, console)

@@ -1,0 +1,86 @@
+"""Whether an artefact answers as the network that it was made from."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kws_jax.deploy.formats import Request
+from kws_jax.deploy.inference import Inference
+from kws_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """How far an artefact may be from its network.
+
+    Attributes:
+      difference: the largest of two probabilities.
+      equal: the least share of clips with the same most probable label.
+    """
+
+    difference: float
+    equal: float
+
+
+# Float arithmetic in another order.
+FLOAT = Tolerance(difference=1e-3, equal=0.999)
+# A network with rounded activations: what lies on the border of two steps may fall to
+# either side, and all that follows with it.
+ROUNDED = Tolerance(difference=1.0, equal=0.99)
+# Rounded by the export itself, after training.
+INT8 = Tolerance(difference=1.0, equal=0.95)
+
+
+def tolerance_of(inference: Inference, request: Request) -> Tolerance:
+    """The tolerance for an artefact of this network."""
+    if request.quantize:
+        return INT8
+    return ROUNDED if inference.quantized else FLOAT
+
+
+def compare(
+    artefact: np.ndarray, network: np.ndarray, truth: np.ndarray
+) -> dict[str, Any]:
+    """Measures of probabilities [n, k] of both, and true labels [n].
+
+    Returns:
+      "clips", "max_difference" of probabilities, "equal_decisions" (share of clips),
+      "accuracy" of the artefact and "network_accuracy".
+    """
+    decided, expected = artefact.argmax(-1), network.argmax(-1)
+    return {
+        "clips": len(truth),
+        "max_difference": float(np.abs(artefact - network).max()),
+        "equal_decisions": float((decided == expected).mean()),
+        "accuracy": float((decided == truth).mean()),
+        "network_accuracy": float((expected == truth).mean()),
+    }
+
+
+def refuse_mismatch(measures: dict[str, Any], allowed: Tolerance, path: Any) -> None:
+    """Raises UserError where an artefact is further from its network than allowed."""
+    complaints: Sequence[str] = [
+        told
+        for wrong, told in (
+            (
+                # NaN is no number within any tolerance.
+                not measures["max_difference"] <= allowed.difference,
+                f"probabilities differ by up to {measures['max_difference']:.3g} "
+                f"(allowed {allowed.difference:g})",
+            ),
+            (
+                measures["equal_decisions"] < allowed.equal,
+                f"{measures['equal_decisions']:.2%} of the decisions are equal "
+                f"(at least {allowed.equal:.1%} expected)",
+            ),
+        )
+        if wrong
+    ]
+    if complaints:
+        raise UserError(
+            f"{path} does not answer as the network that it was made from: "
+            f"{'; '.join(complaints)}. Do not ship it; export it in another format, "
+            "or without --quantize."
+        )

@@ -1,0 +1,137 @@
+"""What is exported: a trained network as one pure function, and what must be known."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float, Int16
+
+import kws_jax
+from kws_jax.data.corpus import CLIP_SAMPLES
+from kws_jax.deploy.formats import FEATURES, WAVEFORM
+from kws_jax.frontends.registry import Frontend
+from kws_jax.objectives.registry import OBJECTIVES
+from kws_jax.parts import Setup
+from kws_jax.quantization.network import QuantizedNetwork
+from kws_jax.stages import detection, networks, quantize, runner, train
+from kws_jax.training.state import WEIGHTS
+
+PyTree = Any
+SAMPLE_RATE = 16_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """A trained network with all that an artefact has of it. Its methods are pure.
+
+    Attributes:
+      name: of the network in the registry.
+      labels: names of the k outputs.
+      frontend: makes features [b, t, f] of waveforms.
+      model: the network in float.
+      trees: label -> tree, as in a TrainState: "weights", and what a quantised network
+        learned beside them.
+      batch_stats: running statistics, {} for a network without.
+      quantized: how the network is quantised; None for one in float.
+      objective: what it was trained by, a name in `OBJECTIVES`; probabilities add up to
+        1 for "cross_entropy" alone.
+      detection: "threshold", "thresholds" (by keyword) and "rule" of `detection.json`;
+        None where detection was not measured.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    frontend: Frontend
+    model: nn.Module
+    trees: Mapping[str, PyTree]
+    batch_stats: PyTree
+    quantized: QuantizedNetwork | None = None
+    objective: str = "cross_entropy"
+    detection: Mapping[str, Any] | None = None
+
+    def from_features(self, features: Float[Array, "b t f"]) -> Float[Array, "b k"]:
+        """Probabilities for features as the front end makes them."""
+        if self.quantized:
+            logits = self.quantized.infer(self.trees, self.batch_stats, features)
+        else:
+            variables = {"params": self.trees[WEIGHTS], "batch_stats": self.batch_stats}
+            logits = networks.infer(self.model, variables, features)
+        return OBJECTIVES[self.objective].probabilities(logits)
+
+    def from_waveform(
+        self, audio: Int16[Array, "b s"] | Float[Array, "b s"]
+    ) -> Float[Array, "b k"]:
+        """Probabilities for clips of a second: int16, or float in [-1, 1]."""
+        return self.from_features(self.frontend(audio))
+
+    def function(self, kind: str) -> Callable[[jax.Array], jax.Array]:
+        """From WAVEFORM or FEATURES to probabilities."""
+        return {WAVEFORM: self.from_waveform, FEATURES: self.from_features}[kind]
+
+    def input_shape(self, kind: str) -> tuple[int, ...]:
+        """The shape of one example: samples, or frames and features."""
+        return {WAVEFORM: (CLIP_SAMPLES,), FEATURES: self.frontend.shape}[kind]
+
+    def describe(self, kind: str) -> dict[str, Any]:
+        """What an artefact says of itself, for JSON.
+
+        Fields: "made_by"; "network"; "input" with its "kind", "dtype", "shape" of one
+        example and "sample_rate" (Hz); "frontend" with its "name" and all "settings";
+        "labels"; "objective"; "detection", see `Inference`.
+        """
+        return {
+            "made_by": f"kws_jax {kws_jax.__version__}",
+            "network": self.name,
+            "input": {
+                "kind": kind,
+                "dtype": "float32",
+                "shape": list(self.input_shape(kind)),
+                "sample_rate": SAMPLE_RATE,
+            },
+            "frontend": {
+                "name": self.frontend.name,
+                "settings": dict(self.frontend.settings),
+            },
+            "labels": list(self.labels),
+            "objective": self.objective,
+            "detection": self.detection,
+        }
+
+
+def load_inference(setup: Setup, folder: Path) -> Inference:
+    """What the last stage of the workdir has trained.
+
+    Raises:
+      UserError: where it has not been run to its end.
+    """
+    last = len(setup.config.stages) - 1
+    stage = setup.config.stages[last]
+    quantized = None
+    if stage.kind == "quantize":
+        quantized, state = quantize.restore_quantized(setup, last, folder)
+        model = quantized.model
+    else:
+        model = networks.create_network(setup, folder)
+        state = train.best_state(setup, last, folder, model)
+    objective = runner.objective_of(stage)
+    return Inference(
+        name=setup.config.network.name,
+        labels=setup.labels,
+        frontend=setup.frontend,
+        model=model,
+        trees=state.trees,
+        batch_stats=state.batch_stats,
+        quantized=quantized,
+        objective=next(n for n, known in OBJECTIVES.items() if known is objective),
+        detection=_detection(folder),
+    )
+
+
+def _detection(folder: Path) -> dict[str, Any] | None:
+    if not (folder / detection.FILE).exists():
+        return None
+    kept = detection.load(folder)
+    return {name: kept[name] for name in ("threshold", "thresholds", "rule")}

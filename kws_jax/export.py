@@ -1,0 +1,54 @@
+"""A trained network as a file: `python -m kws_jax.export --workdir=W --format=F`.
+
+Formats: `tflite` (for ai-edge-litert, also `--quantize=int8`), `onnx` (for
+onnxruntime), `stablehlo` (for JAX alone, any batch, on CPU, GPU and TPU). Writes
+`W/export/kws.…`, runs it on test clips of the experiment's data and compares it with
+the network: the result is printed and kept in `W/export/F.json`. An artefact that
+answers otherwise than its network, beyond the tolerance that stands there, ends the
+program with code 2.
+
+`--input=waveform`, the default of networks in float, takes float32 [b, 16000], one
+second in [-1, 1]; `--input=features` what the front end makes of it, [b, t, f], and is
+the default for int8. Labels, thresholds of detection, front end and sample rate are
+inside each artefact. `--data.FIELD=VALUE` changes the data.
+"""
+
+from absl import flags, logging
+
+from kws_jax import command_line
+from kws_jax.deploy import formats
+from kws_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished experiment.")
+_FORMAT = flags.DEFINE_string("format", None, f"One of {', '.join(formats.FORMATS)}.")
+_INPUT = flags.DEFINE_string("input", "", "waveform or features; '' is the default.")
+_QUANTIZE = flags.DEFINE_string("quantize", "", "int8, or '' for what was trained.")
+_CLIPS = flags.DEFINE_integer(
+    "clips", 1000, "Test clips to check the artefact on; 0 takes all.", lower_bound=0
+)
+_GROUPS = ("data",)
+
+
+def _define_overrides(argv: list[str]) -> None:
+    command_line.define_groups(argv, _GROUPS)
+
+
+def main(argv: list[str]) -> None:
+    """Checks the flags, then exports."""
+    if not _FORMAT.value:
+        raise UserError(f"Give --format=F, one of {', '.join(formats.FORMATS)}.")
+    request = formats.request_of(_FORMAT.value, _INPUT.value, _QUANTIZE.value)
+    config, folder = command_line.stored_experiment(argv, _WORKDIR.value, _GROUPS)
+    logging.set_verbosity(logging.ERROR)
+    from rich.console import Console
+
+    from kws_jax import experiment
+    from kws_jax.deploy import artefacts
+
+    console = Console(highlight=False)
+    parts = experiment.parts_of_trained(config, folder, console)
+    artefacts.export(parts, folder, request, _CLIPS.value, console)
+
+
+if __name__ == "__main__":
+    command_line.run(main, _define_overrides)

@@ -17,6 +17,8 @@ from kws_jax.ops import tables
 
 # Operations that move numbers and compute none.
 _MOVES = ("reshape", "transpose", "slice", "concatenate", "pad", "broadcast")
+# Those that change nothing where the shape stays.
+_STAYS = ("reshape", "slice", "pad", "broadcast")
 _SUMS = ("product", "conv")
 
 
@@ -57,6 +59,7 @@ class Graph:
     """Makes nodes, each only once."""
 
     def __init__(self) -> None:
+        # In the order in which they were made.
         self._nodes: dict[Any, Node] = {}
 
     def constant(self, values: np.ndarray) -> Node:
@@ -74,7 +77,8 @@ class Graph:
         constant = Constant(values, name, bits)
         top = int(np.abs(values).max())
         integers = Integers(scale, top)
-        return Node(values.shape, constant=constant, integers=integers)
+        node = Node(values.shape, constant=constant, integers=integers)
+        return self._once(("weights", name), node)
 
     def quantize(self, x: Node, scale: float, bits: int, signed: bool) -> Node:
         """A rounded activation."""
@@ -100,13 +104,45 @@ class Graph:
         Raises:
           ValueError: integers in a place that the format has none for.
         """
+        if name in _STAYS and inputs[0].shape == shape:
+            return inputs[0]
         if name in _SUMS and all(node.integers for node in inputs):
-            return self._sum(name, *inputs, shape, settings)
+            x, weights = inputs
+            return self._sum(name, x, weights, shape, settings)
         first = inputs[0].integers if inputs else None
         if first and name in _MOVES and self._only_moved(name, inputs, shape):
             return self._make(name, tuple(inputs), settings, shape, first)
         floats = tuple(self._in_float(node) for node in inputs)
         return self._make(name, floats, settings, shape)
+
+    def program(
+        self, source: Node, output: Node, metadata: Mapping[str, Any]
+    ) -> Program:
+        """The program that computes `output` of the input `source`.
+
+        Floats come first among the constants, then tables, then weights.
+        """
+        needed, left = set(), [output]
+        while left:
+            node = left.pop()
+            if node not in needed:
+                needed.add(node)
+                left += node.inputs
+        # Nodes were made behind their inputs.
+        order = [node for node in self._nodes.values() if node in needed]
+        constants = sorted((n for n in order if n.constant), key=_place)
+        computed = [node for node in order if node.operation]
+        numbers = {n: i for i, n in enumerate([source, *constants, *computed])}
+        return Program(
+            metadata=metadata,
+            input_shape=source.shape,
+            constants=[n.constant for n in constants if n.constant],
+            operations=[
+                Operation(n.operation, tuple(numbers[i] for i in n.inputs), n.settings)
+                for n in computed
+            ],
+            output=numbers[output],
+        )
 
     def _sum(
         self, name: str, x: Node, weights: Node, shape: tuple[int, ...], settings: Any
@@ -180,37 +216,8 @@ def _keeps_channels(equation: str) -> bool:
     return equation[-1] == second[-1] and second[-1] not in first
 
 
-def to_program(source: Node, output: Node, metadata: Mapping[str, Any]) -> Program:
-    """The program that computes `output` of the input `source`.
-
-    Floats come first among the constants, then tables, then weights.
-    """
-    order: dict[Node, None] = {}
-    _visit(output, order)
-    constants = [n for n in order if n.constant is not None]
-    constants.sort(key=_place)
-    computed = [n for n in order if n.operation]
-    numbers = {n: i for i, n in enumerate([source, *constants, *computed])}
-    return Program(
-        metadata=metadata,
-        input_shape=source.shape,
-        constants=[n.constant for n in constants if n.constant],
-        operations=[
-            Operation(n.operation, tuple(numbers[i] for i in n.inputs), n.settings)
-            for n in computed
-        ],
-        output=numbers[output],
-    )
-
-
-def _visit(node: Node, order: dict[Node, None]) -> None:
-    """Puts a node behind its inputs; networks are not so deep that this recurses far."""
-    if node not in order:
-        for other in node.inputs:
-            _visit(other, order)
-        order[node] = None
-
-
 def _place(node: Node) -> int:
     constant = node.constant
-    return 0 if not constant else 1 + bool(constant.table) + 2 * bool(constant.weights)
+    return (
+        2 if constant and constant.weights else int(bool(constant and constant.table))
+    )

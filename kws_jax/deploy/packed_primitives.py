@@ -10,23 +10,22 @@ from kws_jax.deploy.packed_operations import equation_of
 
 Params = Mapping[str, Any]
 Shapes = Sequence[tuple[int, ...]]
-_CHANNELS_LAST = "a convolution must have its channels last"
 
 # Give what they get.
-SAME = ("stop_gradient", "copy", "name", "reduce_precision")
+SAME = ("stop_gradient", "copy")
 _BY_ELEMENT = (
-    *("add", "sub", "mul", "div", "max", "min", "gt", "eq", "neg", "abs", "square"),
+    *("add", "sub", "mul", "max", "min", "gt", "eq", "neg", "abs", "square"),
     *("sqrt", "rsqrt", "exp", "log", "log1p", "sin", "cos", "tanh", "logistic", "erfc"),
     *("real", "imag"),
 )
 
 
 def _reshape(params: Params, shapes: Shapes, result: Any) -> dict[str, Any]:
-    return {"shape": list(result.aval.shape)}
+    return {"shape": list(result.shape)}
 
 
 def _convert(params: Params, shapes: Shapes, result: Any) -> dict[str, Any]:
-    return {"type": result.aval.dtype.name}
+    return {"type": result.dtype.name}
 
 
 def _transpose(params: Params, shapes: Shapes, result: Any) -> dict[str, Any]:
@@ -48,7 +47,9 @@ def _concatenate(params: Params, shapes: Shapes, result: Any) -> dict[str, Any]:
 
 
 def _pad(params: Params, shapes: Shapes, result: Any) -> dict[str, Any]:
-    if any(min(low, high) < 0 or inner for low, high, inner in params["padding_config"]):
+    if any(
+        min(low, high) < 0 or inner for low, high, inner in params["padding_config"]
+    ):
         raise ValueError("padding must add numbers, around the others")
     return {"padding": [_whole(pads[:2]) for pads in params["padding_config"]]}
 
@@ -63,7 +64,7 @@ def _count(params: Params, shapes: Shapes, result: Any) -> dict[str, Any]:
 
 def _rfft(params: Params, shapes: Shapes, result: Any) -> dict[str, Any]:
     (length,) = params["fft_lengths"]
-    if 2 * (result.aval.shape[-1] - 1) != length:
+    if 2 * (result.shape[-1] - 1) != length:
         raise ValueError("only the transform of real numbers is known")
     return {"length": int(length)}
 
@@ -83,7 +84,7 @@ def _conv(params: Params, shapes: Shapes, result: Any) -> dict[str, Any]:
     last = (0, space + 1, *range(1, space + 1))
     taps_first = (space + 1, space, *range(space))
     if tuple(params["dimension_numbers"]) != (last, taps_first, last):
-        raise ValueError(_CHANNELS_LAST)
+        raise ValueError("a convolution must have its channels last")
     if any(d != 1 for d in params["lhs_dilation"]) or params["batch_group_count"] != 1:
         raise ValueError("a convolution must be no transposed one")
     return {
@@ -94,6 +95,12 @@ def _conv(params: Params, shapes: Shapes, result: Any) -> dict[str, Any]:
     }
 
 
+def _in_float(params: Params, shapes: Shapes, result: Any) -> dict[str, Any]:
+    if result.dtype.kind != "f":
+        raise ValueError("whole numbers are not divided")
+    return {}
+
+
 def _none(params: Params, shapes: Shapes, result: Any) -> dict[str, Any]:
     return {}
 
@@ -101,6 +108,7 @@ def _none(params: Params, shapes: Shapes, result: Any) -> dict[str, Any]:
 # primitive -> (operation, its settings from the primitive's, shapes and the result)
 SETTINGS: dict[str, tuple[str, Callable[[Params, Shapes, Any], dict[str, Any]]]] = {
     **{name: (name, _none) for name in _BY_ELEMENT},
+    "div": ("div", _in_float),
     "select_n": ("select", _none),
     "reshape": ("reshape", _reshape),
     "squeeze": ("reshape", _reshape),

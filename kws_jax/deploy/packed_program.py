@@ -15,13 +15,20 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core as jex_core
 
 from kws_jax.deploy.packed_format import Program
-from kws_jax.deploy.packed_graph import Graph, Node, to_program
+from kws_jax.deploy.packed_graph import Graph, Node
 from kws_jax.deploy.packed_primitives import SAME, SETTINGS, SEVERAL
 from kws_jax.errors import UserError
 from kws_jax.quantization.integers import IntegerNetwork
 from kws_jax.quantization.sites import Site
 
 _MARK = "packed:"
+# primitive that only calls a program -> where that stands
+_CALLS = {
+    "jit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
 # Kernels of the layers, and what a layer makes of its input, are given from outside.
 Infer = Callable[
     [Mapping[str, jax.Array], Callable[[Site, jax.Array], jax.Array], jax.Array],
@@ -71,7 +78,7 @@ def trace(
     ]
     translator = _Translator(graph, integers)
     (output,) = translator.run(traced.jaxpr, traced.consts, [*weights, source])
-    return to_program(source, output, metadata)
+    return graph.program(source, output, metadata)
 
 
 class _Translator:
@@ -109,7 +116,8 @@ class _Translator:
             return self.run(inner.jaxpr, inner.consts, operands)
         if name == "name":
             return [self._marked(params["name"], inputs[0])]
-        shapes = [tuple(variable.aval.shape) for variable in equation.outvars]
+        results: list[Any] = [variable.aval for variable in equation.outvars]
+        shapes = [tuple(result.shape) for result in results]
         if name in SAME or _same_type(equation):
             return inputs
         if name in SEVERAL:
@@ -120,8 +128,14 @@ class _Translator:
                 "computes. Export it in another format."
             )
         operation, settings_of = SETTINGS[name]
-        settings = settings_of(params, [i.shape for i in inputs], equation.outvars[0])
-        return [self._graph.apply(operation, inputs, shapes[0], settings)]
+        try:
+            settings = settings_of(params, [i.shape for i in inputs], results[0])
+            return [self._graph.apply(operation, inputs, shapes[0], settings)]
+        except ValueError as error:
+            raise UserError(
+                f"The packed format cannot hold {name!r} as this network uses it: "
+                f"{error}. Export it in another format."
+            ) from error
 
     def _marked(self, name: str, x: Node) -> Node:
         if not name.startswith(_MARK):
@@ -136,7 +150,7 @@ def _inner(name: str, params: Mapping[str, Any]) -> jex_core.ClosedJaxpr | None:
     """The program that an equation calls; where platforms have their own, the plain."""
     if name == "cond" and None in (params.get("branches_platforms") or ()):
         return params["branches"][params["branches_platforms"].index(None)]
-    return params.get("call_jaxpr" if "call_jaxpr" in params else "jaxpr")
+    return params[_CALLS[name]] if name in _CALLS else None
 
 
 def _same_type(equation: Any) -> bool:

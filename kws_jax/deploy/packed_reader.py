@@ -90,7 +90,9 @@ class PackedNetwork:
 def compute(operation: Operation, values: dict[int, np.ndarray]) -> np.ndarray:
     """The result of an operation on some of the values."""
     inputs = [values[i] for i in operation.inputs]
-    return OPERATIONS[operation.name](*inputs, **operation.settings)
+    # As elsewhere, 0 / 0 is a number that a "select" may leave out.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return OPERATIONS[operation.name](*inputs, **operation.settings)
 
 
 def load(path: str | Path) -> PackedNetwork:

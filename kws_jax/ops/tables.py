@@ -8,7 +8,7 @@ it follows from in place of the table.
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def _table(function: Callable[_P, np.ndarray]) -> Callable[_P, np.ndarray]:
         return values
 
     TABLES[function.__name__] = make
-    return functools.wraps(function)(make)
+    return cast(Callable[_P, np.ndarray], functools.wraps(function)(make))
 
 
 def fft_length(window: int) -> int:

@@ -1,5 +1,6 @@
 """Networks of every family as packed programs, beside JAX."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -12,7 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 from network_values import QUICK, random_variables
-from test_quantized_network import FAMILIES, features_of, shallow  # noqa: F401
+from test_quantized_network import (  # noqa: F401
+    FAMILIES,
+    Kinds,
+    features_of,
+    shallow,
+)
 
 from kws_jax.deploy import check, formats, packed_format, packed_program, packed_writer
 from kws_jax.deploy.inference import Inference
@@ -24,7 +30,6 @@ from kws_jax.frontends.registry import create_frontend
 from kws_jax.models import front_filter
 from kws_jax.models.learned_frontend import create_filters
 from kws_jax.models.tc_resnet import TCResNet
-from kws_jax.quantization import calibration
 from kws_jax.quantization.integers import IntegerNetwork
 from kws_jax.quantization.network import Bits, QuantizedNetwork
 from kws_jax.quantization.sites import find_sites
@@ -33,34 +38,48 @@ LABELS = ("yes", "no", "_unknown_", "_silence_")
 NO_LAYERS = IntegerNetwork({}, {}, ())
 
 
-def inference_of(model, x, bits, frontend=None, seed=0):
-    """A quantised network at random weights; learned bits differ among its layers."""
-    variables = random_variables(model, x, seed=seed)
-    stats = variables.get("batch_stats", {})
+def inference_of(model, x, bits, frontend=None):
+    """A quantised network at random weights, with ranges about as wide as values are.
+
+    Learned bits differ among its layers; every third activation is taken as unsigned.
+    """
+    variables = random_variables(model, x)
     sites = find_sites(model, variables, x[:1])
-    ranges = calibration.measure_ranges(model, sites, variables["params"], stats, [x])
-    signed = calibration.signs(ranges)
+    names = list(sites.activation_counts)
+    signed = {name: i % 3 != 2 for i, name in enumerate(names)}
     network = QuantizedNetwork(model, sites, bits, signed)
-    bounds = calibration.initial_bounds(ranges, signed, bits.activations)
+    bounds = dict(zip(names, np.random.default_rng(1).uniform(1, 3, len(names))))
     trees = {"weights": variables["params"], **network.initial_trees(bounds)}
     if bits.learned:
         widths = itertools.cycle((3.0, 0.0, 1.0, 5.0, 2.0))
         trees["quantization_bits"] = jax.tree.map(
             lambda _: jnp.float32(next(widths)), trees["quantization_bits"]
         )
-    frontend = frontend or create_frontend("mfcc")
+    # Only its shape is asked for where features are given.
+    shape = x.shape[1:]
+    frontend = frontend or dataclasses.replace(create_frontend("mfcc"), shape=shape)
+    stats = variables.get("batch_stats", {})
     return Inference("tested", LABELS, frontend, model, trees, stats, network)
 
 
-def reader_of(inference, kind):
-    program = packed_writer.to_program(inference, kind)
-    return PackedNetwork(program), program
+def compiled(function, x):
+    return np.asarray(jax.jit(function).lower(x).compile(QUICK)(x))
 
 
-def logarithms(probabilities):
-    """Logits, but for a number that is common to all labels."""
-    values = np.log(np.asarray(probabilities, np.float64))
-    return values - values.mean(-1, keepdims=True)
+def assert_same_answers(inference, x):
+    """Of four clips; returns the packed program."""
+    program = packed_writer.to_program(inference, "features")
+    used = {i for operation in program.operations for i in operation.inputs}
+    last = len(program.constants) + len(program.operations)
+    assert used | {program.output} == set(range(last + 1))
+    want = np.log(compiled(inference.from_features, x))
+    got = np.log(PackedNetwork(program).probabilities(x))
+    assert np.ptp(want) > 0.1
+    np.testing.assert_array_equal(got.argmax(-1), want.argmax(-1))
+    # Programs round differently, so that a value on the border of two steps may fall to
+    # either side: one clip of four may have such a one.
+    assert sorted(np.abs(got - want).max(-1))[-2] < 1e-3
+    return program
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -69,32 +88,20 @@ def test_every_family_answers_as_in_jax(model, bands, learned, request):
     request.getfixturevalue("shallow")
     x = features_of(bands, batch=4)
     inference = inference_of(model, x, Bits(4, 4, learned=learned))
-    reader, program = reader_of(inference, "features")
-    assert {operation.name for operation in program.operations} <= set(OPERATIONS)
-    compiled = jax.jit(inference.from_features).lower(x).compile(QUICK)
-    want, got = np.asarray(compiled(x)), reader.probabilities(x)
-    np.testing.assert_array_equal(got.argmax(-1), want.argmax(-1))
-    # Where programs round differently, a value on the border of two steps may fall to
-    # either side: one clip of four may have such a one.
-    apart = np.abs(logarithms(got) - logarithms(want)).max(-1)
-    assert sorted(apart)[-2] < 1e-3
+    program = assert_same_answers(inference, x)
     widths = inference.quantized.bits_of(inference.trees, "weights")
+    assert len({int(bits) for bits in widths.values()}) > learned
     counts = inference.quantized.sites.weight_counts
-    if learned:
-        assert len({int(b) for b in widths.values()}) > 1
     assert packed_format.sizes(program)["weights"] == sum(
         int(np.ceil(counts[name] * int(widths[name]) / 8)) for name in counts
     )
 
 
 @pytest.mark.parametrize("bits", [1, 8])
-def test_per_channel_scales_and_widths_at_both_ends(bits):
-    model, x = TCResNet(4, width=0.25, dropout=0.0, se=True), features_of(6, batch=3)
-    inference = inference_of(model, x, Bits(bits, bits, per_channel=True))
-    reader, program = reader_of(inference, "features")
-    want = np.asarray(inference.from_features(x))
-    apart = np.abs(logarithms(reader.probabilities(x)) - logarithms(want)).max(-1)
-    assert sorted(apart)[-2] < 1e-3
+def test_every_kind_of_layer_with_scales_of_channels_answers_as_in_jax(bits):
+    x = features_of(6, frames=5, batch=4)
+    inference = inference_of(Kinds(), x, Bits(bits, bits, per_channel=True))
+    program = assert_same_answers(inference, x)
     assert all(c.bits == bits for c in program.constants if c.weights)
 
 
@@ -122,7 +129,7 @@ def test_front_ends_give_the_same_features(name):
         lambda kernels, on_input, x: features(variables, x), NO_LAYERS, (16_000,), {}
     )
     got = PackedNetwork(program).probabilities(sounds())
-    want = jax.jit(features)(variables, sounds())
+    want = compiled(lambda x: features(variables, x), jnp.asarray(sounds()))
     np.testing.assert_allclose(got, want, atol=1e-4)
     stored = packed_format.sizes(program)["constants"]
     # Matrices are told by settings, learned bands by their edges, free taps by all.
@@ -142,7 +149,7 @@ def test_front_filters_are_kept_in_float(name):
         lambda kernels, on_input, x: run(x), NO_LAYERS, x.shape[1:], {}
     )
     got = PackedNetwork(program).probabilities(x)
-    np.testing.assert_allclose(got, run(x), atol=1e-4)
+    np.testing.assert_allclose(got, compiled(run, x), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +211,7 @@ def written(tmp_path_factory):
     """(network of audio, path of its packed file)."""
     frontend = create_frontend("mfcc", num_coefficients=8, hop_ms=40)
     model = TCResNet(4, width=0.25, dropout=0.0)
-    features = np.asarray(frontend(sounds()))
+    features = np.asarray(frontend(jnp.asarray(sounds())))
     inference = inference_of(model, features, Bits(3, 4), frontend)
     path = tmp_path_factory.mktemp("packed") / "kws.kwsp"
     request = formats.request_of("packed")
@@ -212,7 +219,7 @@ def written(tmp_path_factory):
     return inference, path
 
 
-def test_the_file_tells_what_it_is(written, capsys):
+def test_the_file_tells_what_it_is(written):
     inference, path = written
     artefact = packed_writer.load(path)
     assert artefact.metadata["labels"] == list(LABELS)
@@ -224,7 +231,7 @@ def test_the_file_tells_what_it_is(written, capsys):
     assert held["weights"] == sum(-(-3 * count // 8) for count in weights)
     # Beside the weights: less than four kilobytes, program and front end included.
     assert held["total"] - held["weights"] < 4096
-    want = np.asarray(inference.from_waveform(sounds()))
+    want = compiled(inference.from_waveform, jnp.asarray(sounds()))
     measures = check.compare(artefact.run(sounds()), want, want.argmax(-1))
     assert measures["equal_decisions"] == 1
     allowed = check.tolerance_of(inference, formats.request_of("packed"))

@@ -63,7 +63,7 @@ class Graph:
         self._nodes: dict[Any, Node] = {}
 
     def constant(self, values: np.ndarray) -> Node:
-        """A constant in float32 or int32; a table where its values are one's."""
+        """A constant in float32, or else int32; a table where its values are one's."""
         kept = np.float32 if values.dtype.kind == "f" else np.int32
         values = np.asarray(values).astype(kept)
         key = ("constant", values.dtype, values.shape, values.tobytes())
@@ -128,8 +128,8 @@ class Graph:
             if node not in needed:
                 needed.add(node)
                 left += node.inputs
-        # Nodes were made behind their inputs.
-        order = [node for node in self._nodes.values() if node in needed]
+        # Nodes were made behind their inputs; those that were folded stand there twice.
+        order = [node for node in dict.fromkeys(self._nodes.values()) if node in needed]
         constants = sorted((n for n in order if n.constant), key=_place)
         computed = [node for node in order if node.operation]
         numbers = {n: i for i, n in enumerate([source, *constants, *computed])}
@@ -202,7 +202,7 @@ class Graph:
         if node.integers:
             constant = dataclasses.replace(known[0], values=values)
             return dataclasses.replace(node, operation="", inputs=(), constant=constant)
-        if values.dtype.kind not in "fi":
+        if values.dtype.kind == "c":
             return node
         return self.constant(np.asarray(values))
 

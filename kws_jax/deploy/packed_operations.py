@@ -1,8 +1,9 @@
 """What the operations of a packed file compute. NumPy alone.
 
 Each takes arrays and the settings that stand with it in the file, and gives one array.
-Arrays are float32, or int32 (int8 for weights) between "quantize" and "scale"; "gt" and
-"eq" give booleans, "rfft" complex numbers. Those by element spread axes of size 1.
+Arrays are float32, or int32 (int8 for weights) between "quantize" and "scale"; "gt",
+"lt" and "eq" give booleans, "rfft" complex numbers. Those by element spread axes of
+size 1.
 """
 
 import math
@@ -196,6 +197,7 @@ OPERATIONS: dict[str, Callable[..., np.ndarray]] = {
     "max": np.maximum,
     "min": np.minimum,
     "gt": np.greater,
+    "lt": np.less,
     "eq": np.equal,
     "neg": np.negative,
     "abs": np.abs,

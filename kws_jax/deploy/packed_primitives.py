@@ -14,7 +14,7 @@ Shapes = Sequence[tuple[int, ...]]
 # Give what they get.
 SAME = ("stop_gradient", "copy")
 _BY_ELEMENT = (
-    *("add", "sub", "mul", "max", "min", "gt", "eq", "neg", "abs", "square"),
+    *("add", "sub", "mul", "max", "min", "gt", "lt", "eq", "neg", "abs", "square"),
     *("sqrt", "rsqrt", "exp", "log", "log1p", "sin", "cos", "tanh", "logistic", "erfc"),
     *("real", "imag"),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int16
 
 import kws_jax
@@ -15,7 +16,12 @@ from kws_jax.deploy.formats import FEATURES, WAVEFORM
 from kws_jax.frontends.registry import Frontend
 from kws_jax.objectives.registry import OBJECTIVES
 from kws_jax.parts import Setup
-from kws_jax.quantization.network import QuantizedNetwork
+from kws_jax.quantization.network import (
+    QuantizedNetwork,
+    folded_kernels,
+    run_folded,
+)
+from kws_jax.quantization.sites import find_sites
 from kws_jax.stages import detection, networks, quantize, runner, train
 from kws_jax.training.state import WEIGHTS
 
@@ -59,6 +65,10 @@ class Inference:
         else:
             variables = {"params": self.trees[WEIGHTS], "batch_stats": self.batch_stats}
             logits = networks.infer(self.model, variables, features)
+        return self.probabilities(logits)
+
+    def probabilities(self, logits: Float[Array, "b k"]) -> Float[Array, "b k"]:
+        """What logits mean."""
         return OBJECTIVES[self.objective].probabilities(logits)
 
     def from_waveform(
@@ -66,6 +76,13 @@ class Inference:
     ) -> Float[Array, "b k"]:
         """Probabilities for clips of a second: int16, or float in [-1, 1]."""
         return self.from_features(self.frontend(audio))
+
+    def folded(self) -> "Inference":
+        """The same with batch norms in the kernels before them, wherever they can be.
+
+        A quantised network has them there already.
+        """
+        return self if self.quantized else _Folded(**vars(self))
 
     def function(self, kind: str) -> Callable[[jax.Array], jax.Array]:
         """From WAVEFORM or FEATURES to probabilities."""
@@ -99,6 +116,23 @@ class Inference:
             "objective": self.objective,
             "detection": self.detection,
         }
+
+
+class _Folded(Inference):
+    def from_features(self, features: Float[Array, "b t f"]) -> Float[Array, "b k"]:
+        """Probabilities for features as the front end makes them."""
+        weights, clip = self.trees[WEIGHTS], jnp.zeros((1, *self.frontend.shape))
+        variables = {"params": weights, "batch_stats": self.batch_stats}
+        sites = find_sites(self.model, variables, clip, keep_unknown=True)
+        logits = run_folded(
+            self.model,
+            sites,
+            weights,
+            self.batch_stats,
+            features,
+            kernels=folded_kernels(sites, weights, self.batch_stats),
+        )
+        return self.probabilities(logits)
 
 
 def load_inference(setup: Setup, folder: Path) -> Inference:

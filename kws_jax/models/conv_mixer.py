@@ -8,6 +8,7 @@ Learning for Small Footprint and Noisy Far-field Keyword Spotting", ICASSP 2022 
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -31,6 +32,12 @@ POST = ((17, 1), (19, 2), (1, 1))
 
 _dense = functools.partial(nn.Dense, kernel_init=pytorch_init, dot_general=pointwise)
 _batch_norm = functools.partial(batch_norm, epsilon=PYTORCH_EPSILON)
+
+
+@jax.jit
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """GELU, x Φ(x): a call of its own, so that exporters find it whole."""
+    return nn.gelu(x, approximate=False)
 
 
 class SeparableLayer(nn.Module):
@@ -113,7 +120,7 @@ class ResidualMLP(nn.Module):
     def __call__(self, x: Float[Array, "b s n"]) -> Float[Array, "b s n"]:
         """Same shape."""
         y = nn.LayerNorm(epsilon=PYTORCH_EPSILON, name="norm")(x)
-        y = nn.gelu(_dense(self.hidden, name="dense1")(y), approximate=False)
+        y = exact_gelu(_dense(self.hidden, name="dense1")(y))
         return x + _dense(x.shape[-1], name="dense2")(y)
 
 

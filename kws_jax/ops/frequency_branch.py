@@ -162,9 +162,11 @@ class _Tile:
     def split(self, frames: jax.Array) -> jax.Array:
         """[p, b, t, f] -> [tiles, p, frames, f]; frames of zeros fill the last tile."""
         frames = frames.reshape(len(frames), -1, self.frequencies)
-        missing = -frames.shape[1] % self.frames
+        # Not by the remainder, which could not be compared for a batch of any size.
+        tiles = -(-frames.shape[1] // self.frames)
+        missing = tiles * self.frames - frames.shape[1]
         frames = jnp.pad(frames, ((0, 0), (0, missing), (0, 0)))
-        frames = frames.reshape(len(frames), -1, self.frames, self.frequencies)
+        frames = frames.reshape(len(frames), tiles, self.frames, self.frequencies)
         return frames.swapaxes(0, 1)
 
     def join(self, tiles: jax.Array, shape: tuple[int, ...]) -> jax.Array:

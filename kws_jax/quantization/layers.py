@@ -6,6 +6,7 @@ them. No model knows of it.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -78,7 +79,8 @@ def watch(watcher: Watcher) -> Iterator[None]:
         if context.method_name != "__call__":
             return call(*arguments, **settings)
         if isinstance(module, nn.BatchNorm):
-            return watcher.norm(module, arguments[0], call)
+            own = functools.partial(call, **settings)
+            return watcher.norm(module, arguments[0], own)
         if type(module) is FrequencyBranch:
             return _watched_branch(module, arguments[0], watcher)
         if type(module) in _KINDS:

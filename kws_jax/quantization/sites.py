@@ -96,6 +96,7 @@ def find_sites(
     features: Any,
     *,
     keep_float: Sequence[str] = (),
+    keep_unknown: bool = False,
 ) -> Sites:
     """The layers of a network to be quantised; nothing is computed.
 
@@ -104,6 +105,8 @@ def find_sites(
       variables: its parameters and batch statistics, or their shapes.
       features: of one clip [1, t, f], or their shape.
       keep_float: patterns (`fnmatch`) of names of layers that are not quantised.
+      keep_unknown: whether kernels that cannot be quantised are kept in float, and not
+        refused.
 
     Raises:
       UserError: a pattern that no layer has, or a kernel (parameter of two and more
@@ -124,7 +127,10 @@ def find_sites(
     known = {layer.path: name for name, layer in marker.layers.items()}
     names = [known.get(path, layers.name_of(path)) for path in shapes]
     kept = _kept(names, keep_float)
-    _check_known([name for path, name in zip(shapes, names) if path not in known], kept)
+    unknown = [n for path, n in zip(shapes, names) if path not in known]
+    if keep_unknown:
+        kept = (*kept, *unknown)
+    _check_known(unknown, kept)
     if set(kept) >= set(names):
         raise UserError("keep_float names every layer: leave one to be quantised.")
     marks = _Marks(program)

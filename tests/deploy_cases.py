@@ -1,0 +1,114 @@
+"""Networks with random values, as if trained, for the tests of artefacts."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from network_values import QUICK, random_variables
+
+from kws_jax.deploy.formats import FEATURES, WAVEFORM
+from kws_jax.deploy.inference import Inference
+from kws_jax.frontends.registry import create_frontend
+from kws_jax.models import front_filter
+from kws_jax.models.genotype import published
+from kws_jax.models.learned_frontend import WithFrontend, create_filters
+from kws_jax.models.registry import create_model
+from kws_jax.quantization.network import Bits, QuantizedNetwork
+from kws_jax.quantization.sites import find_sites
+
+LABELS = ("yes", "no", "_unknown_", "_silence_")
+DETECTION = {"threshold": 0.8, "thresholds": {"yes": 0.7, "no": 0.9}, "rule": {}}
+_FOUND: dict[str, Any] = {
+    "searched": {"genotype": next(iter(published().values()))},
+    "mbconv": {"layers": ("E1K3", "E3K5", "SKIP", "E6K7", "E1K5", "E3K3")},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A network, what comes before it, and the input its artefact takes."""
+
+    network: str
+    input: str = FEATURES
+    frontend: str = "mfcc"
+    front_filter: str = "none"
+    bits: Bits | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self):
+        filtered = "" if self.front_filter == "none" else self.front_filter
+        learned = "learned_bits" if self.bits and self.bits.learned else ""
+        quantized = learned or ("quantized" if self.bits else "")
+        named = (self.network, self.frontend, filtered, quantized, self.input)
+        return "-".join(filter(None, named))
+
+
+NARROW = (("width", 0.5),)
+# Every registered network, front end and front filter.
+CASES = (
+    Case("tc_resnet8", WAVEFORM, settings=NARROW),
+    Case("tc_resnet14", settings=NARROW),
+    Case("searched"),
+    Case("conv_mixer", WAVEFORM, "log_mel"),
+    Case("res15"),
+    Case("res15_narrow"),
+    Case("mbconv", WAVEFORM, "sinc"),
+    Case("mbconv", WAVEFORM, "conv1d"),
+    Case("tenet6"),
+    Case("tenet12"),
+    Case("tenet6_narrow", front_filter="dynamic"),
+    Case("tenet12_narrow"),
+    Case("tc_resnet8", front_filter="dynamic_conv", settings=NARROW),
+    Case("tc_resnet8", front_filter="light_conv", settings=NARROW),
+    Case("acoustic_dnn"),
+    Case("tc_resnet8", bits=Bits(4, 4), settings=NARROW),
+    Case("tenet6_narrow", bits=Bits(8, 8, learned=True)),
+)
+
+
+@functools.cache
+def inference_of(case: Case) -> Inference:
+    """The case's network with random weights and statistics."""
+    frontend = create_frontend(case.frontend)
+    settings = _FOUND.get(case.network, {}) | dict(case.settings)
+    model = create_model(case.network, len(LABELS), **settings)
+    bands = frontend.settings.get("num_filters", frontend.shape[1])
+    model = front_filter.filtered(model, case.front_filter, bands)
+    learned = create_filters(frontend.name, frontend.settings, frontend.shape[1])
+    model = WithFrontend(learned, model) if learned else model
+    clip = jax.ShapeDtypeStruct((1, *frontend.shape), jnp.float32)
+    variables = random_variables(model, clip)
+    trees: dict[str, Any] = {"weights": variables["params"]}
+    quantized = None
+    if case.bits:
+        sites = find_sites(model, variables, clip)
+        signed = dict.fromkeys(sites.activation_counts, True)
+        quantized = QuantizedNetwork(model, sites, case.bits, signed)
+        trees |= quantized.initial_trees(dict.fromkeys(sites.activation_counts, 3.0))
+    return Inference(
+        name=case.network,
+        labels=LABELS,
+        frontend=frontend,
+        model=model,
+        trees=trees,
+        batch_stats=variables.get("batch_stats", {}),
+        quantized=quantized,
+        objective="binary_cross_entropy"
+        if case.network == "res15"
+        else "cross_entropy",
+        detection=DETECTION,
+    )
+
+
+@functools.cache
+def example(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Two inputs [2, …], and what the network answers."""
+    inference, rng = inference_of(case), np.random.default_rng(0)
+    shape = (2, *inference.input_shape(case.input))
+    scale = 0.1 if case.input == WAVEFORM else 1.0
+    inputs = (scale * rng.normal(size=shape)).astype(np.float32)
+    function = jax.jit(inference.function(case.input), compiler_options=QUICK)
+    return inputs, np.asarray(function(inputs))

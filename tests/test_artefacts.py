@@ -1,0 +1,125 @@
+"""Artefacts of every network answer as the network, in what runs them on a device."""
+
+import re
+import textwrap
+import zipfile
+from collections import Counter
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter
+from deploy_cases import CASES, LABELS, example, inference_of
+
+from kws_jax.deploy import formats, stablehlo
+from kws_jax.deploy.formats import FEATURES, FORMATS, INT8, WAVEFORM, Request
+from kws_jax.frontends.registry import FRONTENDS
+from kws_jax.models.front_filter import FILTERS, NONE
+from kws_jax.models.registry import MODELS
+
+FLOATS = ("tflite", "onnx", "stablehlo")
+# What 8 bits cannot hold, see `deploy.tflite`.
+REFUSED = ("acoustic_dnn",)
+
+
+def exported(case, format_name, folder, quantize=""):
+    """The path of an artefact of a case."""
+    inference, (inputs, _) = inference_of(case), example(case)
+
+    def calibration():
+        noise = np.random.default_rng(1).normal(size=(8, *inputs.shape[1:]))
+        return np.concatenate([inputs, noise.astype(np.float32)])
+
+    request = Request(format_name, case.input, quantize, calibration)
+    path = folder / request.file_name
+    formats.writer_of(format_name).write(inference, request, path)
+    return path
+
+
+def test_every_registered_network_and_front_end_is_among_the_cases():
+    assert {case.network for case in CASES} == set(MODELS)
+    assert {case.frontend for case in CASES} == set(FRONTENDS)
+    assert {case.front_filter for case in CASES} == {NONE, *FILTERS}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("format_name", FLOATS)
+def test_an_artefact_answers_as_its_network(format_name, case, tmp_path):
+    path = exported(case, format_name, tmp_path)
+    artefact = formats.writer_of(format_name).load(path)
+    inputs, expected = example(case)
+    # Noise makes no class certain, so the comparison is of more than zeros and ones.
+    assert expected.std() > 0.01
+    # What is rounded to few bits may fall to another side of a step.
+    tolerance = 2e-2 if case.bits else 1e-5
+    np.testing.assert_allclose(artefact.run(inputs), expected, atol=tolerance)
+    assert artefact.metadata == inference_of(case).describe(case.input)
+    if format_name == "tflite":
+        assert not foreign_operations(path)
+
+
+def foreign_operations(path):
+    """Operations of a TFLite artefact that small devices have no kernels for."""
+    names = Counter(o["op_name"] for o in Interpreter(str(path))._get_ops_details())
+    return [n for n in names if re.search("flex|custom|stablehlo|xla", n.lower())]
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c.input == FEATURES and not c.bits], ids=str
+)
+def test_full_integers_stay_near_the_network(case, tmp_path):
+    path = exported(case, "tflite", tmp_path, INT8)
+    inputs, expected = example(case)
+    answers = formats.writer_of("tflite").load(path).run(inputs)
+    np.testing.assert_allclose(answers, expected, atol=0.1)
+    assert not foreign_operations(path)
+    interpreter = Interpreter(str(path))
+    kinds = {np.dtype(t["dtype"]).kind for t in interpreter.get_tensor_details()}
+    assert "f" not in kinds
+    (given,) = interpreter.get_input_details()
+    assert given["dtype"] == np.int8
+
+
+@pytest.mark.parametrize("format_name", FLOATS)
+def test_the_example_in_the_docstring_runs_without_this_package(
+    format_name, tmp_path, monkeypatch, capsys
+):
+    path = exported(CASES[0], format_name, tmp_path)
+    module = formats.writer_of(format_name)
+    code = re.search(r"\n\n((?:    .*\n|\n)+)", module.__doc__).group(1)
+    assert not re.search(r"import kws_jax|from kws_jax", code)
+    assert f'"{path.name}"' in code
+    monkeypatch.chdir(tmp_path)
+    exec(textwrap.dedent(code), {})
+    label, score = capsys.readouterr().out.split()
+    silence = np.zeros((1, 16_000), np.float32)
+    answer = np.asarray(inference_of(CASES[0]).from_waveform(silence))[0]
+    assert label == LABELS[answer.argmax()]
+    assert float(score) == pytest.approx(answer.max(), abs=1e-5)
+
+
+def test_stablehlo_takes_any_batch_and_is_lowered_for_all_platforms(tmp_path):
+    path = exported(CASES[0], "stablehlo", tmp_path)
+    artefact = stablehlo.load(path)
+    inputs, expected = example(CASES[0])
+    for batch in (1, 5):
+        some = np.resize(inputs, (batch, *inputs.shape[1:]))
+        wanted = np.resize(expected, (batch, len(LABELS)))
+        np.testing.assert_allclose(artefact.run(some), wanted, atol=1e-5)
+    with zipfile.ZipFile(path) as archive:
+        program = stablehlo.export.deserialize(bytearray(archive.read("program.bin")))
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+
+
+def test_metadata_says_all_that_an_application_needs():
+    told = inference_of(CASES[0]).describe(WAVEFORM)
+    assert told["labels"] == list(LABELS)
+    assert told["input"] == {
+        "kind": "waveform",
+        "dtype": "float32",
+        "shape": [16_000],
+        "sample_rate": 16_000,
+    }
+    assert told["frontend"]["name"] == "mfcc"
+    assert told["frontend"]["settings"]["window_ms"] == 30
+    assert told["detection"]["thresholds"] == {"yes": 0.7, "no": 0.9}
+    assert set(FLOATS) <= set(FORMATS)

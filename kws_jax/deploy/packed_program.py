@@ -3,6 +3,8 @@
 Inference is traced once, with weights and rounded activations as named values, and each
 primitive becomes an operation. So every network, front end and front filter has this
 form, and none a second implementation; what the format has no operation for is named.
+`deploy.program` does the like for exporters that run in JAX, and computes all that does
+not depend on the input; here that is done only where it makes the file smaller.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,18 +19,12 @@ from jax.extend import core as jex_core
 from kws_jax.deploy.packed_format import Program
 from kws_jax.deploy.packed_graph import Graph, Node
 from kws_jax.deploy.packed_primitives import SAME, SETTINGS, SEVERAL
+from kws_jax.deploy.program import CALLS
 from kws_jax.errors import UserError
 from kws_jax.quantization.integers import IntegerNetwork
 from kws_jax.quantization.sites import Site
 
 _MARK = "packed:"
-# primitive that only calls a program -> where that stands
-_CALLS = {
-    "jit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
 # Kernels of the layers, and what a layer makes of its input, are given from outside.
 Infer = Callable[
     [Mapping[str, jax.Array], Callable[[Site, jax.Array], jax.Array], jax.Array],
@@ -113,7 +109,8 @@ class _Translator:
         if inner is not None:
             # What chooses the platform stands before the operands.
             operands = inputs[1:] if name == "cond" else inputs
-            return self.run(inner.jaxpr, inner.consts, operands)
+            constants = getattr(inner, "consts", ())
+            return self.run(getattr(inner, "jaxpr", inner), constants, operands)
         if name == "name":
             return [self._marked(params["name"], inputs[0])]
         results: list[Any] = [variable.aval for variable in equation.outvars]
@@ -146,11 +143,11 @@ class _Translator:
         )
 
 
-def _inner(name: str, params: Mapping[str, Any]) -> jex_core.ClosedJaxpr | None:
+def _inner(name: str, params: Mapping[str, Any]) -> Any:
     """The program that an equation calls; where platforms have their own, the plain."""
     if name == "cond" and None in (params.get("branches_platforms") or ()):
         return params["branches"][params["branches_platforms"].index(None)]
-    return params[_CALLS[name]] if name in _CALLS else None
+    return params[CALLS[name]] if name in CALLS else None
 
 
 def _same_type(equation: Any) -> bool:

@@ -17,7 +17,6 @@ from kws_jax.deploy import packed_format, packed_program, packed_reader
 from kws_jax.deploy.formats import WAVEFORM, Artefact, Request
 from kws_jax.deploy.inference import Inference
 from kws_jax.errors import UserError
-from kws_jax.objectives.registry import OBJECTIVES
 from kws_jax.quantization.integers import to_integers
 from kws_jax.quantization.network import run_folded
 from kws_jax.quantization.sites import Site
@@ -77,7 +76,7 @@ def to_program(inference: Inference, kind: str) -> packed_format.Program:
             kernels=kernels,
             on_input=on_input,
         )
-        return OBJECTIVES[inference.objective].probabilities(logits)
+        return inference.probabilities(logits)
 
     integers = to_integers(network, inference.trees, inference.batch_stats)
     told: dict[str, Any] = inference.describe(kind)

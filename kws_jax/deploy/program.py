@@ -149,7 +149,7 @@ def _run(
     arrays: Mapping[_Value, Any],
     results: Sequence[_Value],
 ) -> list[Any]:
-    """The results of operations, given the arrays of the values that they begin with."""
+    """The results of operations, given the arrays of the values they begin with."""
     arrays = dict(arrays)
     for operation in operations:
         inputs = [arrays[v] if isinstance(v, _Value) else v for v in operation.inputs]

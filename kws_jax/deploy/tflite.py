@@ -40,6 +40,8 @@ from jax.experimental import jax2tf
 from kws_jax.deploy.formats import INT8, Artefact, Request
 from kws_jax.deploy.inference import Inference
 from kws_jax.deploy.program import plain
+from kws_jax.errors import UserError
+from kws_jax.models import acoustic_dnn
 
 _METADATA = "metadata.json"
 # Of GELU, TensorFlow Lite knows the form by tanh, within 5e-4, less than a step of 8
@@ -48,7 +50,13 @@ _IN_INTEGERS = {"exact_gelu": functools.partial(jax.nn.gelu, approximate=True)}
 
 
 def write(inference: Inference, request: Request, path: Path) -> None:
-    """Writes the artefact, see the module."""
+    """Writes the artefact, see the module.
+
+    Raises:
+      UserError: integers for a network that cannot be had in them.
+    """
+    if request.quantize == INT8:
+        _check_integers(inference)
     shape = (1, *inference.input_shape(request.input))
     function = inference.folded().function(request.input)
     replacements = _IN_INTEGERS if request.quantize == INT8 else {}
@@ -70,6 +78,19 @@ def write(inference: Inference, request: Request, path: Path) -> None:
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         metadata = inference.describe(request.input)
         archive.writestr(_METADATA, json.dumps(metadata, indent=1))
+
+
+def _check_integers(inference: Inference) -> None:
+    if inference.name == acoustic_dnn.NETWORK:
+        raise UserError(
+            f"The network {inference.name!r} adds up scores of all frames, which "
+            "integers of 8 bits cannot hold: leave --quantize out."
+        )
+    if inference.quantized:
+        raise UserError(
+            "--quantize=int8 is for networks in float, and the last stage of this one "
+            "has quantised it, on grids of its own: leave --quantize out."
+        )
 
 
 def _quantize(converter: Any, request: Request) -> None:

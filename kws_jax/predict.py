@@ -22,24 +22,15 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished experiment
 def predictions(workdir: Path, files: list[Path]) -> Iterator[dict]:
     """One answer for each file, in order."""
     from kws_jax.data.audio_files import read_audio
-    from kws_jax.data.corpus import SILENCE, UNKNOWN
-    from kws_jax.evaluation.windows import heard_in
+    from kws_jax.evaluation.windows import answer, heard_in
     from kws_jax.parts import load_setup
     from kws_jax.stages import dispatch
 
     logging.set_verbosity(logging.WARNING)
     network = dispatch.finished_network(load_setup(workdir), workdir)
-    words = [label not in (UNKNOWN, SILENCE) for label in network.labels]
     for path in files:
         heard = heard_in(network.probabilities, read_audio(path))
-        best = heard[heard[:, words].max(1).argmax()] if any(words) else heard[0]
-        winner = int(best.argmax())
-        yield {
-            "path": str(path),
-            "keyword": network.labels[winner],
-            "score": round(float(best[winner]), 6),
-            "scores": {k: round(float(p), 6) for k, p in zip(network.labels, best)},
-        }
+        yield answer(path, network.labels, heard)
 
 
 def main(argv: list[str]) -> None:

@@ -15,7 +15,8 @@ from kws_jax.frontends.registry import create_frontend
 from kws_jax.models.counting import count_macs, count_parameters
 from kws_jax.models.learned_frontend import WithFrontend, create_filters
 from kws_jax.models.mbconv import MBConvNet
-from kws_jax.ops.sinc_filters import WINDOWS, bands, mel_bands, sinc_filters
+from kws_jax.ops.sinc_filters import bands, mel_bands, sinc_filters
+from kws_jax.ops.tables import WINDOWS
 from kws_jax.stages import filters, networks
 
 RATE = 16_000

@@ -29,6 +29,8 @@ FLOAT = Tolerance(difference=1e-3, equal=0.999)
 # A network with rounded activations: what lies on the border of two steps may fall to
 # either side, and all that follows with it.
 ROUNDED = Tolerance(difference=1.0, equal=0.99)
+# The same integers, rounded in the same order: only what lies on the border differs.
+PACKED = Tolerance(difference=1.0, equal=0.999)
 # Rounded by the export itself, after training.
 INT8 = Tolerance(difference=1.0, equal=0.95)
 
@@ -37,6 +39,8 @@ def tolerance_of(inference: Inference, request: Request) -> Tolerance:
     """The tolerance for an artefact of this network."""
     if request.quantize:
         return INT8
+    if request.format == "packed":
+        return PACKED
     return ROUNDED if inference.quantized else FLOAT
 
 

@@ -66,6 +66,9 @@ FORMATS: dict[str, Format] = {
         ("jax2onnx", "onnx", "onnxruntime"),
         "onnx",
     ),
+    "packed": Format(
+        "kws_jax.deploy.packed_writer", ".kwsp", {AS_IT_IS: (WAVEFORM, FEATURES)}
+    ),
     "stablehlo": Format(
         "kws_jax.deploy.stablehlo",
         ".stablehlo.zip",

@@ -17,7 +17,7 @@ from jax.extend import core as jex_core
 
 # Calls, and where their programs are among the parameters; what they add to it
 # (compilation, differentiation, memory) means nothing to an exporter.
-_CALLS = {
+CALLS = {
     "jit": "jaxpr",
     "closed_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
@@ -106,8 +106,8 @@ class _Collector:
         if name == "cond" and not isinstance(inputs[0], _Value):
             branch = parameters["branches"][int(inputs[0])]
             return self.collect(branch.jaxpr, branch.consts, inputs[1:])
-        if name in _CALLS and parameters.get("name") not in self._replacements:
-            called = parameters[_CALLS[name]]
+        if name in CALLS and parameters.get("name") not in self._replacements:
+            called = parameters[CALLS[name]]
             constants = getattr(called, "consts", ())
             return self.collect(getattr(called, "jaxpr", called), constants, inputs)
         if name == "concatenate":

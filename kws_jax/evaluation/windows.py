@@ -1,11 +1,11 @@
-"""A network that hears one second, over audio of any length: one answer every hop."""
+"""A network that hears one second, over audio of any length. NumPy alone."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from kws_jax.data.corpus import CLIP_SAMPLES
+from kws_jax.data.corpus import CLIP_SAMPLES, SILENCE, UNKNOWN
 
 # Windows asked about at once: bounds the memory, and the programs to compile to one.
 GROUP = 256
@@ -73,7 +73,9 @@ def posteriors(
     return np.concatenate(heard)
 
 
-def heard_in(probabilities: Callable[[Any], Any], audio: np.ndarray) -> np.ndarray:
+def heard_in(
+    probabilities: Callable[[Any], Any], audio: np.ndarray, group: int = _FEW
+) -> np.ndarray:
     """The network's probabilities for windows of a clip, or of a recording of any kind.
 
     Windows begin every quarter of a second, and one more ends with the recording; what
@@ -81,8 +83,9 @@ def heard_in(probabilities: Callable[[Any], Any], audio: np.ndarray) -> np.ndarr
 
     Args:
       probabilities: int16 [n, CLIP_SAMPLES] -> [n, k]; asked about one window alone,
-        else about groups of one size.
+        else about `group` at once.
       audio: int16 [t].
+      group: windows asked about at once.
 
     Returns:
       [windows, k].
@@ -93,12 +96,28 @@ def heard_in(probabilities: Callable[[Any], Any], audio: np.ndarray) -> np.ndarr
     last = len(audio) - CLIP_SAMPLES
     starts = [*range(0, last, _FEW_HOP), last]
     heard = []
-    for first in range(0, len(starts), _FEW):
-        group = np.zeros((_FEW, CLIP_SAMPLES), np.int16)
-        for row, start in zip(group, starts[first : first + _FEW]):
+    for first in range(0, len(starts), group):
+        windows = np.zeros((group, CLIP_SAMPLES), np.int16)
+        for row, start in zip(windows, starts[first : first + group]):
             row[:] = audio[start : start + CLIP_SAMPLES]
-        heard.append(np.asarray(probabilities(group)))
+        heard.append(np.asarray(probabilities(windows)))
     return np.concatenate(heard)[: len(starts)]
+
+
+def answer(path: Any, labels: Sequence[str], heard: np.ndarray) -> dict[str, Any]:
+    """The answer for a recording, for JSON, of its windows' probabilities [n, k].
+
+    The window in which a keyword is most probable counts.
+    """
+    words = [label not in (UNKNOWN, SILENCE) for label in labels]
+    best = heard[heard[:, words].max(1).argmax()] if any(words) else heard[0]
+    winner = int(best.argmax())
+    return {
+        "path": str(path),
+        "keyword": labels[winner],
+        "score": round(float(best[winner]), 6),
+        "scores": {k: round(float(p), 6) for k, p in zip(labels, best)},
+    }
 
 
 def _view(audio: np.ndarray, hop: int) -> np.ndarray:

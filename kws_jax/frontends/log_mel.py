@@ -1,13 +1,12 @@
 """Kaldi's log-mel filter bank as the official ConvMixer uses it."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from kws_jax.frontends import spectrum
+from kws_jax.ops.tables import mel_matrix, symmetric_hann
 
 MEAN, STANDARD_DEVIATION = -8.522078, 4.0515576
 # Kaldi floors the energies at the spacing of float32 around 1.
@@ -65,7 +64,7 @@ def log_mel(
     frames = frames - frames.mean(axis=2, keepdims=True)
     previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
     frames = (frames - preemphasis * previous) * symmetric_hann(window)[None, None]
-    filters = spectrum.mel_matrix(
+    filters = mel_matrix(
         num_mel=num_mel,
         window=window,
         sample_rate=sample_rate,
@@ -85,11 +84,3 @@ def normalize(features: Float[Array, "b t f"]) -> Float[Array, "b t f"]:
     A value of 0 before (the official fill of masked cells) is +1.0517 afterwards.
     """
     return (features - MEAN) / (2 * STANDARD_DEVIATION)
-
-
-@functools.cache
-def symmetric_hann(window: int) -> np.ndarray:
-    """½ - ½ cos(2πn/(window - 1)) as float32 [window], read-only."""
-    values = np.hanning(window).astype(np.float32)
-    values.setflags(write=False)
-    return values

@@ -1,14 +1,12 @@
 """Mel-frequency cepstral coefficients as TC-ResNet, TENet and AutoKWS use them."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from kws_jax.errors import UserError
 from kws_jax.frontends import spectrum
+from kws_jax.ops.tables import dct_matrix, hann, mel_matrix
 
 
 def mfcc(
@@ -65,7 +63,7 @@ def mfcc(
         hop=spectrum.samples_of(hop_ms, sample_rate),
     )
     power = spectrum.power_spectrum(frames * hann(window)[None, None])
-    filters = spectrum.mel_matrix(
+    filters = mel_matrix(
         num_mel=num_mel,
         window=window,
         sample_rate=sample_rate,
@@ -77,26 +75,3 @@ def mfcc(
     return jnp.dot(
         jnp.log(energies + log_offset), basis, precision=jax.lax.Precision.HIGHEST
     )
-
-
-@functools.cache
-def hann(window: int) -> np.ndarray:
-    """The periodic Hann window ½ - ½ cos(2πn/window) as float32 [window], read-only."""
-    values = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
-    values = values.astype(np.float32)
-    values.setflags(write=False)
-    return values
-
-
-@functools.cache
-def dct_matrix(num_mel: int, num_coefficients: int) -> np.ndarray:
-    """DCT-II in HTK's scaling, float32 [num_mel, num_coefficients], read-only.
-
-    All columns are scaled by sqrt(2/num_mel); an orthogonal DCT would scale the first
-    by sqrt(1/num_mel).
-    """
-    m, i = np.arange(num_mel)[:, None], np.arange(num_coefficients)
-    basis = np.sqrt(2 / num_mel) * np.cos(np.pi * i * (m + 0.5) / num_mel)
-    basis = basis.astype(np.float32)
-    basis.setflags(write=False)
-    return basis

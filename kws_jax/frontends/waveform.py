@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from kws_jax.errors import UserError, nearest
 from kws_jax.frontends import spectrum
-from kws_jax.ops.sinc_filters import POSTS, WINDOWS
+from kws_jax.ops.sinc_filters import POSTS
+from kws_jax.ops.tables import WINDOWS
 
 
 def sinc(

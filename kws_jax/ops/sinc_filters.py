@@ -12,12 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# name -> (a, b) of the window a − b·cos(2π(i + ½)/taps), i = 0 … taps − 1
-WINDOWS: dict[str, tuple[float, float]] = {
-    "hamming": (0.54, 0.46),
-    "hann": (0.5, 0.5),
-    "none": (1.0, 0.0),
-}
+from kws_jax.ops.tables import window_values
+
 # What follows the filters; a filter's plain output, taken every hop, has random phase.
 POSTS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "none": lambda x: x,
@@ -105,9 +101,3 @@ def sinc_filters(
     # jnp.sinc has the π in it
     ideal = jnp.cos(jnp.pi * total * n) * jnp.sinc(width * n)
     return ideal * window_values(window, taps)[:, None].astype(ideal.dtype)
-
-
-def window_values(name: str, taps: int) -> np.ndarray:
-    """A window of WINDOWS, symmetric, float64 [taps]."""
-    a, b = WINDOWS[name]
-    return a - b * np.cos(2 * np.pi * (np.arange(taps) + 0.5) / taps)

@@ -6,7 +6,6 @@ them. No model knows of it.
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 

@@ -1,0 +1,279 @@
+"""Several processes as one program: how they find each other, and how they end.
+
+Flags or environment variables say which process this is; without them JAX's own
+detection of clusters does (TPU pods, SLURM, Kubernetes, Open MPI). Where that finds
+none, or a single process, the program runs alone and nothing of this is used. No JAX is
+imported before `start`.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from kws_jax.errors import UserError, nearest
+
+AUTO, NONE = "auto", "none"
+# Setting -> environment variable that stands in for its flag.
+VARIABLES = {
+    "coordinator": "KWS_JAX_COORDINATOR",
+    "num_processes": "KWS_JAX_NUM_PROCESSES",
+    "process_id": "KWS_JAX_PROCESS_ID",
+    "cluster": "KWS_JAX_CLUSTER",
+}
+_PLACE = tuple(name for name in VARIABLES if name != "cluster")
+# What users call a cluster -> JAX's classes for it, in jax._src.clusters.
+_CLUSTERS = {
+    "tpu": ("GceTpuCluster", "GkeTpuCluster"),
+    "slurm": ("SlurmCluster",),
+    "kubernetes": ("K8sCluster",),
+    "ompi": ("OmpiCluster",),
+}
+# A process that has not been heard of for so long takes the others down.
+_HEARTBEAT_SECONDS = 30
+# For all processes to be there in the beginning, and to be done in the end.
+_START_SECONDS, _END_SECONDS = 300, 300
+# For the others to read why one ends, before it does.
+_FAREWELL_SECONDS = 1.0
+_FAILURE = "kws_jax/failure"
+_DAY_MS = 24 * 3600 * 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Which process this is, as the user says it.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0.
+      num_processes: how many there are.
+      process_id: which of them this is, from 0.
+    """
+
+    coordinator: str
+    num_processes: int
+    process_id: int
+
+
+def settings(flags: Mapping[str, Any]) -> dict[str, str]:
+    """Each setting of VARIABLES as text: its flag, else its environment variable."""
+    return {
+        name: str(flags.get(name) or os.environ.get(variable, ""))
+        if flags.get(name) != 0
+        else "0"
+        for name, variable in VARIABLES.items()
+    }
+
+
+def place_of(given: Mapping[str, str]) -> Place | None:
+    """The place that settings describe, None where they describe none.
+
+    Raises:
+      UserError: for settings that are half given, or make no sense.
+    """
+    told = [name for name in _PLACE if given[name]]
+    if not told:
+        return None
+    if given["cluster"] not in ("", AUTO, NONE):
+        raise UserError(
+            f"--cluster={given['cluster']} finds out what --{told[0]} "
+            f"({VARIABLES[told[0]]}) says: give one of them."
+        )
+    missing = [name for name in _PLACE if not given[name]]
+    if missing:
+        raise UserError(
+            f"{_named(told)} given, but not {_named(missing)}: one of several "
+            "processes needs all three, for example --coordinator=10.0.0.1:8476 "
+            "--num_processes=4 --process_id=0. For a single process give none."
+        )
+    if not re.fullmatch(r".+:\d{1,5}", given["coordinator"]):
+        raise UserError(
+            f"--coordinator={given['coordinator']}: give HOST:PORT of process 0, the "
+            "same for all processes."
+        )
+    count, number = (_whole(given, name) for name in ("num_processes", "process_id"))
+    if not 0 <= number < count:
+        raise UserError(
+            f"--process_id={number} is not one of --num_processes={count}; give each "
+            f"process another number in 0 … {count - 1}."
+        )
+    return Place(given["coordinator"], count, number)
+
+
+def _named(names: list[str]) -> str:
+    return " and ".join(f"--{name} ({VARIABLES[name]})" for name in names)
+
+
+def _whole(given: Mapping[str, str], name: str) -> int:
+    try:
+        return int(given[name])
+    except ValueError as error:
+        raise UserError(
+            f"--{name}={given[name]} ({VARIABLES[name]}): give a whole number."
+        ) from error
+
+
+def start(given: Mapping[str, str]) -> bool:
+    """Joins this process to the others; returns whether there are others.
+
+    To be called once, before the first use of JAX's devices. From then on process 0
+    alone writes to standard output, and a process that ends by an error ends all.
+
+    Args:
+      given: what `settings` gives.
+
+    Raises:
+      UserError: see `place_of`; or a cluster that is unknown, is not here, or cannot
+        be asked; or processes that do not come within five minutes.
+    """
+    place = place_of(given)
+    cluster = None if place else _detected(given["cluster"] or AUTO)
+    if place is None and cluster is None:
+        return False
+    if place is not None and place.num_processes == 1:
+        return False
+    _initialize(place, cluster)
+    _speak_alone()
+    threading.Thread(target=_watch, daemon=True, name="failures").start()
+    return True
+
+
+def _detected(wanted: str) -> Any:
+    """JAX's class for the cluster that this is a process of, None for one alone."""
+    from jax._src import clusters
+
+    known = (AUTO, NONE, *_CLUSTERS)
+    if wanted not in known:
+        raise UserError(f"--cluster={wanted} is unknown; {nearest(wanted, known)}")
+    if wanted == NONE:
+        return None
+    names = [n for c in _CLUSTERS if wanted in (AUTO, c) for n in _CLUSTERS[c]]
+    # Any pod of Kubernetes looks like a cluster; those of an indexed job have this.
+    if wanted == AUTO and "JOB_COMPLETION_INDEX" not in os.environ:
+        names = [name for name in names if name != "K8sCluster"]
+    try:
+        for cluster in clusters.ClusterEnv._cluster_types:
+            if cluster.__name__ in names and cluster.is_env_present():
+                return cluster if cluster.get_process_count() > 1 else None
+    except Exception as error:  # whatever a metadata server or Kubernetes answers
+        raise UserError(
+            f"This seems to be part of a cluster, which does not say of how many "
+            f"processes ({error!r}). Give --coordinator, --num_processes and "
+            "--process_id, or --cluster=none to run alone."
+        ) from error
+    if wanted != AUTO:
+        raise UserError(
+            f"--cluster={wanted}, but its environment is not here. Start the program "
+            "through it (for example with srun), or leave --cluster out."
+        )
+    return None
+
+
+def _initialize(place: Place | None, cluster: Any) -> None:
+    import jax
+
+    told: dict[str, Any] = {"local_device_ids": None}
+    if place is not None:
+        told = {**dataclasses.asdict(place), "cluster_detection_method": "deactivate"}
+        told["coordinator_address"] = told.pop("coordinator")
+    where = f"at {place.coordinator}" if place else f"by {cluster.__name__}"
+    print(
+        f"Several processes, joined {where}: waiting for all of them, "
+        f"{_START_SECONDS} s at most (--cluster=none runs alone)",
+        file=sys.stderr,
+    )
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            **told,
+            initialization_timeout=_START_SECONDS,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=_END_SECONDS,
+        )
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(
+            f"The processes, joined {where}, did not find each other: {error}\nStart "
+            "all of them within five minutes, with the same --coordinator and "
+            "--num_processes, and let them reach its port."
+        ) from error
+
+
+def _speak_alone() -> None:
+    import jax
+
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process)
+
+
+def client() -> Any:
+    """JAX's connection to the coordinator, None where this process is alone."""
+    if "jax" not in sys.modules:
+        return None
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def finish() -> None:
+    """Ends this process's part when all have come to their end."""
+    if client() is not None:
+        import jax
+
+        jax.distributed.shutdown()
+
+
+def leave(code: int, message: object) -> NoReturn:
+    """Ends the program with an exit code, and with it all other processes.
+
+    Of several processes, an ordinary exit would wait for the others, which may wait for
+    this one; so they are told, and this one ends at once.
+    """
+    connection = client()
+    if connection is None:
+        sys.exit(code)
+    import jax
+
+    told = json.dumps([jax.process_index(), code, str(message)])
+    try:
+        connection.key_value_set(_FAILURE, told)
+        time.sleep(_FAREWELL_SECONDS)
+    except RuntimeError:
+        pass  # another was first, or the coordinator is gone: all end anyway
+    _exit(code)
+
+
+def leave_after(error: BaseException) -> NoReturn:
+    """`leave` after an error that is not the user's, with its traceback."""
+    traceback.print_exception(error)
+    leave(1, repr(error))
+
+
+def _watch() -> None:
+    """Ends this process when another tells that it has failed."""
+    try:
+        told = client().blocking_key_value_get(_FAILURE, _DAY_MS)
+    except RuntimeError:
+        return
+    import jax
+
+    number, code, message = json.loads(told)
+    if number != jax.process_index():
+        print(
+            f"error: process {number} has failed, so process {jax.process_index()} "
+            f"ends too: {message}\nThe same command goes on from the last checkpoint.",
+            file=sys.stderr,
+        )
+        if jax.process_index() == 0:
+            time.sleep(2 * _FAREWELL_SECONDS)  # all hear of it through this one
+        _exit(code)
+
+
+def _exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -21,8 +21,8 @@ from kws_jax.search.methods import create_method
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
 from kws_jax.stages import networks
+from kws_jax.stages.learner import classification_loss
 from kws_jax.stages.search import search_loss
-from kws_jax.stages.train import classification_loss
 from kws_jax.training import sharding
 from kws_jax.training.optimizers import create_optimizer
 from kws_jax.training.state import ARCHITECTURE, WEIGHTS, TrainState, create_train_state

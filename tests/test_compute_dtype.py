@@ -19,7 +19,7 @@ from kws_jax.models.registry import MODELS, create_model, model_settings
 from kws_jax.search.methods import create_method
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
-from kws_jax.stages import networks, search, train
+from kws_jax.stages import learner, networks, search
 from kws_jax.training.state import ARCHITECTURE, WEIGHTS, create_train_state
 from kws_jax.training.step import make_train_step
 
@@ -81,7 +81,7 @@ def test_every_network_computes_in_bfloat16_and_is_kept_in_float32(name):
     batch = batch_of((2, 98, 40))
     shapes = networks.variable_shapes(model, batch["audio"])
     params, batch_stats = networks.split_variables(shapes)
-    loss_fn = train.classification_loss(PARTS, STAGE, model, compute_dtype="bfloat16")
+    loss_fn = learner.classification_loss(PARTS, STAGE, model, compute_dtype="bfloat16")
     check_program(loss_fn, {WEIGHTS: params}, batch_stats, batch)
 
 
@@ -118,7 +118,7 @@ def trained(compute_dtype):
     )
     params, batch_stats = networks.split_variables(variables)
     transformations = {WEIGHTS: optax.sgd(0.02, 0.9)}
-    loss_fn = train.classification_loss(
+    loss_fn = learner.classification_loss(
         PARTS, STAGE, model, compute_dtype=compute_dtype
     )
     step = jax.jit(make_train_step(loss_fn, transformations))
@@ -158,7 +158,7 @@ def test_float32_is_what_the_network_computes_in_by_default():
     batch = batch_of((2, 24, 10))
     shapes = networks.variable_shapes(model, batch["audio"])
     params, batch_stats = networks.split_variables(shapes)
-    loss_fn = train.classification_loss(PARTS, STAGE, model)
+    loss_fn = learner.classification_loss(PARTS, STAGE, model)
     jaxpr = jax.make_jaxpr(jax.grad(loss_fn, has_aux=True))(
         {WEIGHTS: params}, batch_stats, batch, jax.random.key(0)
     )

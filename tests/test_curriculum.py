@@ -20,13 +20,14 @@ from kws_jax import config as configs
 from kws_jax import experiment
 from kws_jax.data import pipeline
 from kws_jax.data.conditions import Condition
+from kws_jax.data.noise_folder import SEEN
 from kws_jax.errors import UserError
-from kws_jax.parts import SEEN, load_setup
+from kws_jax.parts import load_setup
 from kws_jax.report.page import render
 from kws_jax.report.workdir import read_run
-from kws_jax.stages import dispatch, networks, runner, train
+from kws_jax.stages import dispatch, networks, runner, train, validation
 from kws_jax.training.checkpoints import StageCheckpoints
-from kws_jax.training.optimizers import updates_made
+from kws_jax.training.optimizers import create_optimizer, updates_made
 from kws_jax.training.state import WEIGHTS, create_train_state
 
 # Of the keywords, unknown and silence.
@@ -113,7 +114,7 @@ def values_of(workdir):
 def last_state(config, folder, index):
     setup = load_setup(folder)
     model = networks.create_network(setup, folder)
-    settings = train.create_optimizer(
+    settings = create_optimizer(
         config.stages[index].optimizer, 1, steps_per_epoch=TRAIN_CLIPS / BATCH
     )
     like = train._state_shapes(setup, model, {WEIGHTS: settings[0]})
@@ -225,7 +226,7 @@ def test_validation_hears_the_stages_noise_the_same_each_time():
     def logits_of(state, features):
         return features[:, :4, 0] / 30
 
-    validate = runner.make_validation(parts, logits_of, config.stages[0])
+    validate = validation.make_validation(parts, logits_of, config.stages[0])
     state = create_train_state({WEIGHTS: {}}, {}, {})
     first = validate(state)
     assert validate(state) == first

@@ -21,10 +21,11 @@ from tiny_parts import LABELS, tiny_config, tiny_parts
 from configs import common
 from kws_jax.data.corpus import Split
 from kws_jax.errors import UserError
-from kws_jax.stages import dispatch, networks, runner, train
+from kws_jax.stages import dispatch, learner, networks, runner, train
 from kws_jax.stages.data_parameters import StageTable, check
 from kws_jax.training import sharding
 from kws_jax.training.checkpoints import StageCheckpoints
+from kws_jax.training.optimizers import create_optimizer
 from kws_jax.training.state import DATA_PARAMETERS, WEIGHTS, create_train_state
 from kws_jax.training.step import make_train_step
 
@@ -55,7 +56,7 @@ def table_step(clips, labels, **settings):
         WEIGHTS: optax.sgd(0.1, 0.9),
         DATA_PARAMETERS: table.transformation(),
     }
-    loss_fn = train.classification_loss(parts, stage, Tiny(), table=table)
+    loss_fn = learner.classification_loss(parts, stage, Tiny(), table=table)
     step = make_train_step(loss_fn, transformations, trained=tuple(transformations))
     variables = Tiny().init(jax.random.key(0), jnp.zeros((1, 1, 6)), train=False)
     trees = {WEIGHTS: variables["params"], **table.trees()}
@@ -185,7 +186,7 @@ def experiment(clips=CLIPS, **settings):
 
 def last_state(parts, folder):
     transformations = {
-        WEIGHTS: train.create_optimizer(parts.config.stages[0].optimizer, STEPS)[0]
+        WEIGHTS: create_optimizer(parts.config.stages[0].optimizer, STEPS)[0]
     }
     table = StageTable(parts, parts.config.stages[0], folder)
     transformations[DATA_PARAMETERS] = table.transformation()

@@ -18,7 +18,7 @@ from kws_jax import config as configs
 from kws_jax.errors import UserError
 from kws_jax.stages import dispatch, embed, networks, runner, train
 from kws_jax.training.optimizers import for_part
-from kws_jax.training.state import WEIGHTS, create_train_state
+from kws_jax.training.state import WEIGHTS, create_train_state, variables_of
 
 CLIPS, TUPLES, ROLES = 23, 2, len(LABELS) + 1
 
@@ -65,7 +65,7 @@ def finished(parts, model, tmp_path_factory):
     for index in range(2):
         rows.append(dispatch.run(parts, index, folder))
         states.append(runner.best_state(parts, index, folder, fresh))
-    return [jax.device_get(train.variables_of(state)) for state in states], rows
+    return [jax.device_get(variables_of(state)) for state in states], rows
 
 
 def split_head(variables):
@@ -108,7 +108,7 @@ def test_validation_of_embeddings_is_the_nearest_class_mean(parts, model, finish
     state = state.replace(batch_stats=variables["batch_stats"])
 
     def embedding_of(state, features):
-        found = networks.embed(model, train.variables_of(state), features)
+        found = networks.embed(model, variables_of(state), features)
         return embed.as_measured(stage.metric, found)
 
     split, validation = parts.task.train, parts.task.validation
@@ -125,7 +125,7 @@ def test_validation_of_embeddings_is_the_nearest_class_mean(parts, model, finish
         np.log(np.exp(-squares).sum(1))
         + squares[np.arange(len(clips)), validation.labels]
     )
-    measures = runner.make_validation(
+    measures = validation.make_validation(
         parts,
         embed.nearest_mean(embedding_of),
         parts.config.stages[0],

@@ -10,10 +10,10 @@ from test_report import LABELS as WORDS
 from test_report import Page, make_workdir
 from tiny_parts import LABELS, bank, tiny_config, tiny_parts
 
+from kws_jax.data.noise_folder import SEEN, UNSEEN
 from kws_jax.errors import UserError
 from kws_jax.evaluation import separation
 from kws_jax.frontends.registry import create_frontend
-from kws_jax.parts import SEEN, UNSEEN
 from kws_jax.report import embedding_plot
 from kws_jax.report.page import write_report
 from kws_jax.stages import embeddings, networks

@@ -23,7 +23,7 @@ from kws_jax.parts import Setup
 from kws_jax.search.methods import create_method
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
-from kws_jax.stages import networks, search, train
+from kws_jax.stages import learner, networks, search
 from kws_jax.stages.epochs import EPOCH, with_epoch
 from kws_jax.training.optimizers import for_part
 from kws_jax.training.state import ARCHITECTURE, WEIGHTS, create_train_state
@@ -113,7 +113,7 @@ def test_a_step_trains_filter_and_network(network, front):
     variables = random_variables(model, X)
     params, statistics = networks.split_variables(variables)
     transformations = {WEIGHTS: optax.sgd(0.1)}
-    loss_fn = train.classification_loss(PARTS, STAGE, model)
+    loss_fn = learner.classification_loss(PARTS, STAGE, model)
     step = with_epoch(make_train_step(loss_fn, transformations), model, PLAN)
     state = create_train_state({WEIGHTS: params}, statistics, transformations)
     new, metrics = jax.jit(step, compiler_options=QUICK)(

@@ -14,7 +14,7 @@ from kws_jax.errors import UserError
 from kws_jax.frontends.registry import create_frontend
 from kws_jax.models.counting import count_parameters
 from kws_jax.models.mbconv import load_layers
-from kws_jax.stages import dispatch, networks, proxyless, runner
+from kws_jax.stages import dispatch, networks, proxyless_space, runner
 from kws_jax.training.state import ARCHITECTURE, WEIGHTS
 
 
@@ -89,10 +89,12 @@ def test_random_baseline_obeys_the_limits_and_follows_the_seed(tmp_path):
     dispatch.run(parts, 0, tmp_path)
     model = networks.create_network(parts, tmp_path)
     variables = networks.variable_shapes(model, networks.sample_features(parts))
-    costs, bounds = proxyless.costs_of(parts, proxyless.create_space(parts))
+    costs, bounds = proxyless_space.costs_of(parts, proxyless_space.create_space(parts))
     places = [
         names.index(name)
-        for names, name in zip(proxyless.create_space(parts).candidates, model.layers)
+        for names, name in zip(
+            proxyless_space.create_space(parts).candidates, model.layers
+        )
     ]
     parameters = bounds.fixed_parameters + sum(
         int(cost.parameters[i]) for cost, i in zip(costs, places)
@@ -101,11 +103,11 @@ def test_random_baseline_obeys_the_limits_and_follows_the_seed(tmp_path):
     assert count_parameters(variables["params"]) == parameters
     macs = bounds.fixed_macs + sum(int(c.macs[i]) for c, i in zip(costs, places))
     assert macs <= 1_500_000
-    assert proxyless.random_layers(parts) == model.layers
+    assert proxyless_space.random_layers(parts) == model.layers
     parts.config.seed = 1
-    others = {proxyless.random_layers(parts)}
+    others = {proxyless_space.random_layers(parts)}
     parts.config.seed = 2
-    others.add(proxyless.random_layers(parts))
+    others.add(proxyless_space.random_layers(parts))
     assert others != {model.layers}
 
 
@@ -113,7 +115,9 @@ def test_learned_filters_count_among_what_is_fixed():
     costs = {}
     for words in ("sinc40", "mfcc40"):
         parts = nas_parts(words)
-        costs[words] = proxyless.costs_of(parts, proxyless.create_space(parts))
+        costs[words] = proxyless_space.costs_of(
+            parts, proxyless_space.create_space(parts)
+        )
     (sinc, fixed), (mfcc, plain) = costs.values()
     for one, other in zip(sinc, mfcc):
         np.testing.assert_array_equal(one.macs, other.macs)
@@ -134,21 +138,21 @@ def test_learned_filters_count_among_what_is_fixed():
 )
 def test_a_search_that_cannot_work_is_refused_before_training(change, message):
     with pytest.raises(UserError, match=message):
-        proxyless.check(nas_parts(**change))
+        proxyless_space.check(nas_parts(**change))
 
 
 def test_stages_that_cannot_search_are_refused():
     parts = nas_parts()
     parts.config.stages[1].architecture_every = 0
     with pytest.raises(UserError, match="never trains the architecture"):
-        proxyless.check(parts)
+        proxyless_space.check(parts)
     parts = nas_parts()
     parts.config.data.on_device = True
     with pytest.raises(UserError, match="architecture_data to 'half'"):
-        proxyless.check(parts)
+        proxyless_space.check(parts)
     parts.config.network.name = "tenet12"
     with pytest.raises(UserError, match="searches the network 'mbconv'"):
-        proxyless.check(parts)
+        proxyless_space.check(parts)
 
 
 def test_given_layers_make_the_search_needless(tmp_path):

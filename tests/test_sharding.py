@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from configs.common import spec_augment
 from kws_jax.models.registry import create_model
-from kws_jax.stages.train import classification_loss
+from kws_jax.stages.learner import classification_loss
 from kws_jax.training import sharding
 from kws_jax.training.state import WEIGHTS, create_train_state
 from kws_jax.training.step import make_train_step

@@ -5,9 +5,10 @@ import numpy as np
 from configs import tc_resnet
 from kws_jax.data.corpus import CLIP_SAMPLES, SILENCE, Recording, Split, Task
 from kws_jax.data.noise import NoiseBank
+from kws_jax.data.noise_folder import SEEN
 from kws_jax.data.rooms import Response, RoomBank
 from kws_jax.frontends.registry import create_frontend
-from kws_jax.parts import SEEN, Parts
+from kws_jax.parts import Parts
 from kws_jax.training import sharding
 
 LABELS = ("up", "down", "left", SILENCE)

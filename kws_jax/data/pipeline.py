@@ -13,6 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from itertools import islice
+from typing import Required, TypedDict, Unpack
 
 import numpy as np
 import tensorflow as tf
@@ -27,7 +28,6 @@ from kws_jax.data.draws import (
 )
 from kws_jax.data.mixing import (
     FULL_SCALE,
-    REFERENCE_RMS,
     mix,
     reverberate,
     shift_clips,
@@ -39,23 +39,34 @@ from kws_jax.errors import UserError
 Batch = dict[str, np.ndarray]
 
 
+class _Mixing(TypedDict, total=False):
+    """Fields of a `Recipe` beside the split and its condition."""
+
+    background: NoiseBank | None
+    noise: NoiseBank | None
+    silence_label: int | None
+    reference_rms: float
+    rooms: RoomBank | None
+
+
+class _Drawn(_Mixing, total=False):
+    """Arguments that batches of training and of evaluation share."""
+
+    batch_size: Required[int]
+    seed: Required[int]
+    process_index: int
+    process_count: int
+
+
 def train_batches(
     split: Split,
     condition: Condition,
     *,
-    batch_size: int,
-    seed: int,
-    background: NoiseBank | None = None,
-    noise: NoiseBank | None = None,
     start_step: int = 0,
     num_steps: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    silence_label: int | None = None,
-    reference_rms: float = REFERENCE_RMS,
     threads: int = 2,
     prefetch: int = 2,
-    rooms: RoomBank | None = None,
+    **drawn: Unpack[_Drawn],
 ) -> Iterator[Batch]:
     """An endless stream of epochs, each a permutation of the split, cut in batches.
 
@@ -64,19 +75,14 @@ def train_batches(
     Args:
       split: the clips.
       condition: the disturbance drawn anew for each clip.
-      batch_size: clips in a global batch, a multiple of `process_count`.
-      seed: integer; order and draws depend on it.
-      background: recordings added by volume, if the condition asks for it.
-      noise: recordings added at an SNR, if the condition asks for it.
       start_step: the first step; the batch of a step does not depend on it.
       num_steps: how many batches, None for no end.
-      process_index: which of the `process_count` slices of each batch to give.
-      process_count: number of processes that share the global batch.
-      silence_label: clips of this label hold no speech (see `mixing.mix`).
-      reference_rms: level of speech that noise over silence is set against.
       threads: threads of the pipeline; few, since training runs beside it.
       prefetch: batches made ahead.
-      rooms: impulse responses, if the condition asks for them.
+      **drawn: `batch_size`, clips in a global batch, a multiple of `process_count`;
+        `seed`, an integer that order and draws depend on; `process_index` (0), which
+        of the `process_count` (1) slices of each batch to give; and the other fields
+        of `draws.Recipe`, with its defaults.
 
     Returns:
       An iterator of dicts: `audio` int16 [b, CLIP_SAMPLES], `label` int32 [b], `index`
@@ -87,16 +93,7 @@ def train_batches(
       UserError: an empty split, a condition that makes no sense or lacks its
         recordings, or a batch size that the processes cannot share.
     """
-    recipe = Recipe(
-        split, condition, background, noise, silence_label, reference_rms, rooms
-    )
-    select = training_selection(
-        len(split),
-        batch_size=batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    recipe, select = _drawn(training_selection, split, condition, **drawn)
     return selected_batches(
         recipe,
         select,
@@ -128,17 +125,9 @@ def eval_batches(
     split: Split,
     condition: Condition,
     *,
-    batch_size: int,
-    seed: int,
-    background: NoiseBank | None = None,
-    noise: NoiseBank | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-    silence_label: int | None = None,
-    reference_rms: float = REFERENCE_RMS,
     threads: int = 2,
     prefetch: int = 2,
-    rooms: RoomBank | None = None,
+    **drawn: Unpack[_Drawn],
 ) -> Iterator[Batch]:
     """Every clip of the split exactly once, in order; the last batch is padded.
 
@@ -148,19 +137,32 @@ def eval_batches(
     with label 0, index 0 and mask False. Arguments, result and errors are those of
     `train_batches`.
     """
-    recipe = Recipe(
-        split, condition, background, noise, silence_label, reference_rms, rooms
-    )
-    select = evaluation_selection(
+    recipe, select = _drawn(evaluation_selection, split, condition, **drawn)
+    steps = range(-(-len(split) // drawn["batch_size"]))
+    return _stream(select, recipe, steps, threads, prefetch)
+
+
+def _drawn(
+    selection_of: Callable[..., Callable[[int], Selection]],
+    split: Split,
+    condition: Condition,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    **mixing: Unpack[_Mixing],
+) -> tuple[Recipe, Callable[[int], Selection]]:
+    """What the batches are mixed from, and what of it is in the batch of each step."""
+    recipe = Recipe(split, condition, **mixing)
+    select = selection_of(
         len(split),
         batch_size=batch_size,
         seed=seed,
         process_index=process_index,
         process_count=process_count,
     )
-    return _stream(
-        select, recipe, range(-(-len(split) // batch_size)), threads, prefetch
-    )
+    return recipe, select
 
 
 def median_rms(split: Split, keywords: int, *, at_most: int = 1000) -> float:

@@ -18,7 +18,7 @@ _CURVES = {
     "weight_bits": "Bits of a weight",
     "activation_bits": "Bits of an activation",
 }
-# Of stages that may end early (stages/runner.py).
+# Of stages that may end early (stages/training_run.py).
 _ENDING = ("epochs", "best_epoch", "stopped_early")
 
 

@@ -18,39 +18,21 @@ from rich.console import Console
 
 from kws_jax.data.conditions import CLEAN
 from kws_jax.data.corpus import TEST, VALIDATION, Split
-from kws_jax.data.noise import NoiseBank
-from kws_jax.data.stream import Bed, Stream, StreamSettings, plan_stream, render
+from kws_jax.data.stream import Bed, StreamSettings, plan_stream, render
 from kws_jax.errors import UserError
 from kws_jax.evaluation import detection
-from kws_jax.evaluation.detection import Curve, Heard, Rule
-from kws_jax.evaluation.metrics import result, wilson_interval
+from kws_jax.evaluation.detection import Heard, Rule
 from kws_jax.evaluation.testing import noise_conditions
 from kws_jax.evaluation.windows import posteriors
 from kws_jax.parts import Parts, Setup
 from kws_jax.stages import dispatch
+from kws_jax.stages.detection_records import RATES, Listening, describe, rows_of
 from kws_jax.stages.networks import Network
 from kws_jax.training import sharding
 from kws_jax.training.checkpoints import write_json
 
 FILE = "detection.json"
-# False alarms an hour at which false rejects are reported.
-RATES = (1.0, 10.0)
 _METRICS = ("frr@", "false_alarms_per_hour")
-
-
-@dataclasses.dataclass(frozen=True)
-class Listening:
-    """A stream with all that is heard in it.
-
-    What changes the words themselves (`CLEAN` does not) is the condition that
-    `_hear` gives to `Parts.eval_batches`.
-    """
-
-    split: str
-    condition: str
-    stream: Stream
-    background: NoiseBank | None
-    bed: Bed | None
 
 
 def rule_of(config: ConfigDict) -> Rule:
@@ -160,8 +142,8 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
         events = detection.events(heard, spoken, common, rule)
         right = sum(event.right for event in events)
         errors = (curves[""].references - right, len(events) - right)
-        told.append(_describe(listening, curves, errors))
-        rows += _rows(stage, listening, curves, errors)
+        told.append(describe(listening, curves, errors))
+        rows += rows_of(stage, listening, curves, errors)
     kept = {
         "keywords": parts.keywords,
         "rule": dataclasses.asdict(rule),
@@ -251,62 +233,3 @@ def _announce(listening: Listening) -> str:
             f"and {stream.rounds[1]} times"
         )
     return line
-
-
-def _describe(
-    listening: Listening, curves: Mapping[str, Curve], errors: tuple[int, int]
-) -> dict[str, Any]:
-    """A stream and what was measured on it, for JSON."""
-    stream, pooled = listening.stream, curves[""]
-    misses, alarms = errors
-    return {
-        "split": listening.split,
-        "condition": listening.condition,
-        "hours": pooled.hours,
-        "keywords": pooled.references,
-        "other_words": len(stream.words) - pooled.references,
-        "times_heard": stream.rounds,
-        "false_rejects": misses,
-        "false_reject_rate": misses / pooled.references,
-        "false_alarms": alarms,
-        "false_alarms_per_hour": alarms / pooled.hours,
-        # Of each keyword and, under "", of all at one threshold: how often it is said,
-        # and [false alarms, false rejects].
-        "curves": {
-            word: {"references": curve.references, "points": curve.points()}
-            for word, curve in curves.items()
-            if curve.references
-        },
-    }
-
-
-def _rows(
-    stage: str,
-    listening: Listening,
-    curves: Mapping[str, Curve],
-    errors: tuple[int, int],
-) -> list[dict[str, Any]]:
-    """Rows of one stream; each keyword alone on the clean test only."""
-    where = (stage, listening.split, listening.condition)
-    pooled, (misses, alarms) = curves[""], errors
-    rows = [
-        _reject_row(where, "frr@threshold", misses, pooled.references),
-        result(*where, "false_alarms_per_hour", alarms / pooled.hours, None, alarms),
-    ]
-    if listening.split == VALIDATION:
-        return rows
-    for rate in RATES:
-        shown = curves if listening.bed is None else {"": pooled}
-        for word, curve in shown.items():
-            if curve.references:
-                metric = f"frr@{rate:g}fa/h" + (f"/{word}" if word else "")
-                missed = int(curve.misses[curve.at(rate)])
-                rows.append(_reject_row(where, metric, missed, curve.references))
-    return rows
-
-
-def _reject_row(
-    where: tuple[str, str, str], metric: str, misses: int, count: int
-) -> dict[str, Any]:
-    interval = wilson_interval(misses, count)
-    return result(*where, metric, misses / count, interval, count)

@@ -18,6 +18,7 @@ from kws_jax.stages import (
     filters,
     networks,
     proxyless,
+    proxyless_space,
     quantize,
     runner,
     search,
@@ -58,7 +59,7 @@ def check(parts: Parts, folder: Path) -> None:
     filters.check(parts)
     for index, stage in enumerate(stages):
         if stage.kind == "proxyless_search" or draw.draws_layers(parts, stage):
-            proxyless.check(parts)
+            proxyless_space.check(parts)
         elif stage.kind in _FINDS_GENOTYPE:
             search.create_space(parts)
         if stage.kind == "search":

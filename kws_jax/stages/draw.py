@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from kws_jax.parts import Parts
 from kws_jax.search.random_search import random_genotype
-from kws_jax.stages import networks, proxyless, search
+from kws_jax.stages import networks, proxyless_space, search
 
 
 def draws_layers(parts: Parts, stage: ConfigDict) -> bool:
@@ -21,7 +21,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     For the MBConv network: from the part of its space that is within the limits.
     """
     if draws_layers(parts, parts.config.stages[index]):
-        networks.keep_layers(parts, proxyless.random_layers(parts), folder)
+        networks.keep_layers(parts, proxyless_space.random_layers(parts), folder)
         return []
     genotype = random_genotype(search.create_space(parts), seed=parts.config.seed)
     networks.keep_genotype(genotype, folder)

@@ -15,13 +15,14 @@ from ml_collections import ConfigDict
 from kws_jax.data.conditions import CLEAN
 from kws_jax.data.corpus import Split
 from kws_jax.errors import UserError, nearest
-from kws_jax.evaluation.metrics import result
 from kws_jax.objectives import metric_learning
 from kws_jax.parts import Parts
-from kws_jax.stages import feeding, networks, runner, train
+from kws_jax.stages import networks, runner, train, training_run
 from kws_jax.stages.epochs import EPOCH, with_epoch
+from kws_jax.stages.learner import features_for_training
+from kws_jax.stages.validation import LogitsOf
 from kws_jax.training.optimizers import create_optimizer, for_part
-from kws_jax.training.state import WEIGHTS, TrainState
+from kws_jax.training.state import WEIGHTS, TrainState, variables_of
 from kws_jax.training.step import LossFn, make_train_step
 
 PyTree = Any
@@ -92,7 +93,7 @@ def embedding_loss(
         trees: dict[str, PyTree], batch_stats: PyTree, batch: Any, key: jax.Array
     ) -> Any:
         mask_key, dropout_key = jax.random.split(key)
-        features = train.features_for_training(parts, stage, mask_key, batch["audio"])
+        features = features_for_training(parts, stage, mask_key, batch["audio"])
         embeddings, batch_stats = networks.infer_in_training(
             model,
             {"params": trees[WEIGHTS], "batch_stats": batch_stats},
@@ -118,7 +119,7 @@ def some_of_each_class(split: Split, clips: int = _CLIPS_PER_MEAN) -> Split:
     return split.subset(np.concatenate(rows), f"{split.name} (means)")
 
 
-def nearest_mean(embedding_of: EmbeddingOf) -> runner.LogitsOf:
+def nearest_mean(embedding_of: EmbeddingOf) -> LogitsOf:
     """A function from state, features [b, t, f] and means [k, d] to −‖e − mean‖²."""
 
     def logits_of(
@@ -169,39 +170,21 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         parts, stage, model, compute_dtype=parts.config.compute_dtype
     )
     step = with_epoch(make_train_step(loss_fn, transformations), model, plan)
-    feed = feeding.create_feed(
-        parts,
-        stage,
-        plan,
-        runner.stage_key(parts, index),
-        [parts.task.train],
-        lambda number: step,
-    )
 
     def embedding_of(state: TrainState, features: jax.Array) -> jax.Array:
-        embeddings = networks.embed(model, train.variables_of(state), features)
+        embeddings = networks.embed(model, variables_of(state), features)
         return as_measured(stage.metric, embeddings)
 
-    _, notes = runner.run_stage(
+    trained = training_run.run(
         parts,
         index,
         folder,
         train.starting_state(parts, index, folder, model, transformations),
-        step_fn=feed.step_fn,
-        batches_from=feed.batches_from,
+        plan=plan,
+        splits=[parts.task.train],
+        step_at=lambda number: step,
         logits_of=nearest_mean(embedding_of),
         context_of=class_means(parts, embedding_of),
-        plan=plan,
         schedule=schedule,
     )
-    clips = plan.total_steps * plan.clips_per_step
-    measures = {
-        "seconds": notes["seconds"],
-        "clips_per_second": clips / notes["seconds"],
-    }
-    rows = [
-        result(stage.name, "train", "clean", name, value, None, 1)
-        for name, value in measures.items()
-    ]
-    rows.append(runner.validation_row(parts, stage.name, notes))
-    return rows
+    return trained.rows(trained.speed)

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from kws_jax.data.noise_folder import UNSEEN
 from kws_jax.evaluation import separation, testing
 from kws_jax.evaluation.metrics import result
-from kws_jax.parts import UNSEEN, Parts
+from kws_jax.parts import Parts
 from kws_jax.stages import networks
 from kws_jax.training.checkpoints import saving
 

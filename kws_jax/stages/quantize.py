@@ -13,7 +13,6 @@ import optax
 from ml_collections import ConfigDict
 
 from kws_jax.errors import UserError
-from kws_jax.evaluation.metrics import result
 from kws_jax.models.counting import count_parameters
 from kws_jax.parts import Parts, Setup
 from kws_jax.quantization import calibration, learned
@@ -25,10 +24,17 @@ from kws_jax.quantization.network import (
     QuantizedNetwork,
 )
 from kws_jax.quantization.sites import Sites, find_sites
-from kws_jax.stages import feeding, networks, runner, train
+from kws_jax.stages import networks, runner, train, training_run
+from kws_jax.stages.learner import classification_loss
+from kws_jax.stages.validation import objective_of
 from kws_jax.training.checkpoints import saving, write_json
 from kws_jax.training.optimizers import create_optimizer
-from kws_jax.training.state import WEIGHTS, TrainState, create_train_state
+from kws_jax.training.state import (
+    WEIGHTS,
+    TrainState,
+    create_train_state,
+    variables_of,
+)
 from kws_jax.training.step import LossFn, make_train_step
 
 PyTree = Any
@@ -86,25 +92,17 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     step = make_train_step(
         quantized_loss(parts, stage, network), transformations, trained=tuple(trees)
     )
-    feed = feeding.create_feed(
-        parts,
-        stage,
-        plan,
-        runner.stage_key(parts, index),
-        [parts.task.train],
-        lambda number: step,
-    )
-    state, notes = runner.run_stage(
+    trained = training_run.run(
         parts,
         index,
         folder,
         state,
-        step_fn=feed.step_fn,
-        batches_from=feed.batches_from,
+        plan=plan,
+        splits=[parts.task.train],
+        step_at=lambda number: step,
         logits_of=lambda state, features: network.infer(
             state.trees, state.batch_stats, features
         ),
-        plan=plan,
         schedule=schedule,
         # With learned bits the most accurate network is the one that has learned
         # nothing yet: what is minimised, on the validation clips, decides there.
@@ -116,9 +114,14 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         if network.bits.learned
         else None,
     )
-    best = runner.best_state(parts, index, folder, state, finished=False)
-    rows = _rows(parts, stage, network, best, notes, plan.total_steps)
-    return [*rows, runner.validation_row(parts, stage.name, notes)]
+    best = runner.best_state(parts, index, folder, trained.state, finished=False)
+    return trained.rows(
+        {
+            **networks.size_of(parts, model, variables_of(best)),
+            **trained.speed,
+            **_bit_measures(network, jax.device_get(best.trees)),
+        }
+    )
 
 
 def quantized_loss(
@@ -139,7 +142,7 @@ def quantized_loss(
         logits = network.infer(trees, batch_stats, features, train=True, rngs=rngs)
         return logits, batch_stats
 
-    classify = train.classification_loss(parts, stage, network.model, infer=infer)
+    classify = classification_loss(parts, stage, network.model, infer=infer)
     if not network.bits.learned:
         return classify
 
@@ -159,7 +162,7 @@ def quantized_loss(
 def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
     """The quantised network of a finished stage, at its best step on validation."""
     network, state = restore_quantized(setup, index, folder)
-    probabilities_of = runner.objective_of(setup.config.stages[index]).probabilities
+    probabilities_of = objective_of(setup.config.stages[index]).probabilities
 
     @jax.jit
     def probabilities(trees: PyTree, batch_stats: PyTree, audio: jax.Array) -> Any:
@@ -168,7 +171,7 @@ def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
 
     return networks.Network(
         network.model,
-        train.variables_of(state),
+        variables_of(state),
         setup.labels,
         lambda audio: probabilities(state.trees, state.batch_stats, audio),
     )
@@ -262,32 +265,19 @@ def _penalty(
     ) + stage.activation_bits_penalty * network.mean_bits(trees, "activations")
 
 
-def _rows(
-    parts: Parts,
-    stage: ConfigDict,
-    network: QuantizedNetwork,
-    state: TrainState,
-    notes: dict[str, Any],
-    steps: int,
-) -> list[dict[str, Any]]:
-    """Sizes of the best network, its bits in the mean and by layer, and times."""
-    sites, trees = network.sites, jax.device_get(state.trees)
-    variables = train.variables_of(state)
+def _bit_measures(
+    network: QuantizedNetwork, trees: Mapping[str, PyTree]
+) -> dict[str, Any]:
+    """Bytes of the weights, and bits in the mean and by layer."""
     measures: dict[str, Any] = {
-        **networks.size_of(parts, network.model, variables),
-        "seconds": notes["seconds"],
-        "clips_per_second": steps * stage.batch_size / notes["seconds"],
         "weight_bytes": _weight_bytes(network, trees),
-        "norms_unfolded": len(sites.unfolded),
+        "norms_unfolded": len(network.sites.unfolded),
     }
     for kind, name in _BITS_ROWS.items():
         measures[name] = network.mean_bits(trees, kind)
         bits = network.bits_of(trees, kind)
         measures |= {f"{name}/{layer}": number for layer, number in bits.items()}
-    return [
-        result(stage.name, "train", "clean", name, value, None, 1)
-        for name, value in measures.items()
-    ]
+    return measures
 
 
 def _weight_bytes(network: QuantizedNetwork, trees: Mapping[str, PyTree]) -> float:

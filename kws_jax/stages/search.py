@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from kws_jax.data.corpus import Split
 from kws_jax.errors import UserError
-from kws_jax.evaluation.metrics import result
 from kws_jax.models.tc_resnet import BLOCKS, STEM_CHANNELS
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts
@@ -22,9 +21,9 @@ from kws_jax.search.bilevel import make_search_step
 from kws_jax.search.methods import Darts
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
-from kws_jax.stages import feeding, networks, runner
+from kws_jax.stages import feeding, networks, runner, training_run
 from kws_jax.stages.epochs import EPOCH, with_epoch
-from kws_jax.stages.train import features_for_training, variables_of
+from kws_jax.stages.learner import features_for_training
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.loop import StagePlan
 from kws_jax.training.optimizers import create_optimizer
@@ -33,6 +32,7 @@ from kws_jax.training.state import (
     WEIGHTS,
     TrainState,
     create_train_state,
+    variables_of,
 )
 from kws_jax.training.step import LossFn, accuracy
 
@@ -157,23 +157,15 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         steps_per_epoch=plan.steps_per_epoch,
     )
     transformations = {WEIGHTS: weights, ARCHITECTURE: architecture}
-    feed = feeding.create_feed(
-        parts,
-        stage,
-        plan,
-        runner.stage_key(parts, index),
-        [weights_half, architecture_half],
-        _step_at(parts, stage, network, method, transformations, plan, warm_up),
-    )
     log = JsonLines(folder / ARCHITECTURE_LOG)
-    state, notes = runner.run_stage(
+    trained = training_run.run(
         parts,
         index,
         folder,
         _initial_state(parts, network, space, method, transformations),
         plan=plan,
-        step_fn=feed.step_fn,
-        batches_from=feed.batches_from,
+        splits=[weights_half, architecture_half],
+        step_at=_step_at(parts, stage, network, method, transformations, plan, warm_up),
         logits_of=lambda state, features: networks.infer(
             network,
             variables_of(state),
@@ -184,14 +176,11 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         logs=(log,),
         after_validation=functools.partial(_log_architecture, method, space, log, plan),
     )
-    architecture_weights = jax.device_get(state.trees[ARCHITECTURE])
+    architecture_weights = jax.device_get(trained.state.trees[ARCHITECTURE])
     genotype = method.derive(architecture_weights, space)
     if jax.process_index() == 0:
         networks.keep_genotype(genotype, folder)
-    return [
-        result(stage.name, "train", "clean", "seconds", notes["seconds"], None, 1),
-        runner.validation_row(parts, stage.name, notes),
-    ]
+    return trained.rows(trained.duration)
 
 
 def _initial_state(

@@ -66,3 +66,8 @@ def without_optimizers(state: TrainState) -> TrainState:
     """The state as it is used after training, without data parameters too."""
     kept = {k: tree for k, tree in state.trees.items() if k not in _TRAINING_ONLY}
     return state.replace(trees=kept, opt_state={})
+
+
+def variables_of(state: TrainState) -> dict[str, PyTree]:
+    """The network's variables in a state, as Flax takes them."""
+    return {"params": state.trees[WEIGHTS], "batch_stats": state.batch_stats}

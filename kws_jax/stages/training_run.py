@@ -1,0 +1,135 @@
+"""The training of a stage, from its batches to its rows of results."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kws_jax.data.corpus import Split
+from kws_jax.evaluation.metrics import result
+from kws_jax.parts import Parts
+from kws_jax.stages import feeding, runner, validation
+from kws_jax.training.loop import StagePlan
+from kws_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRun:
+    """A training that has come to its end.
+
+    Attributes:
+      state: the last state.
+      notes: what the loop has kept: seconds, where the best state was, …
+    """
+
+    parts: Parts
+    plan: StagePlan
+    state: TrainState
+    notes: dict[str, Any]
+
+    @property
+    def duration(self) -> dict[str, float]:
+        """Seconds of the training."""
+        return {"seconds": self.notes["seconds"]}
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """Seconds of the training, and clips in each of them."""
+        clips = int(self.state.step) * self.plan.clips_per_step
+        return {
+            **self.duration,
+            "clips_per_second": clips / self.notes["seconds"],
+        }
+
+    def rows(
+        self, measures: Mapping[str, Any], condition: str = validation.CLEAN_NAME
+    ) -> list[dict[str, Any]]:
+        """Rows of results.json: measures, where it ended, and its best validation.
+
+        `condition` names the one that it was validated in.
+        """
+        return [
+            *_train_rows(self.plan.name, measures),
+            *_ending_rows(self.plan, int(self.state.step), self.notes),
+            validation.validation_row(
+                self.parts, self.plan.name, self.notes, condition
+            ),
+        ]
+
+
+def run(
+    parts: Parts,
+    index: int,
+    folder: Path,
+    state: TrainState,
+    *,
+    plan: StagePlan,
+    splits: Sequence[Split],
+    step_at: Callable[[int], feeding.Step],
+    repeats: Sequence[int] | None = None,
+    **settings: Any,
+) -> TrainingRun:
+    """Trains stage `index` from `state` on batches of the splits.
+
+    `splits`, `step_at` and `repeats` are as `feeding.create_feed` takes them, and
+    `settings` (logits_of, schedule, …) as `runner.run_stage` does.
+    """
+    feed = feeding.create_feed(
+        parts,
+        parts.config.stages[index],
+        plan,
+        runner.stage_key(parts, index),
+        splits,
+        step_at,
+        repeats=repeats,
+    )
+    state, notes = runner.run_stage(
+        parts,
+        index,
+        folder,
+        state,
+        plan=plan,
+        step_fn=feed.step_fn,
+        batches_from=feed.batches_from,
+        **settings,
+    )
+    return TrainingRun(parts, plan, state, notes)
+
+
+def _train_rows(stage: str, measures: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        result(stage, "train", validation.CLEAN_NAME, name, value, None, 1)
+        for name, value in measures.items()
+    ]
+
+
+def _ending_rows(
+    plan: StagePlan, steps: int, notes: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Where a stage that may end early has ended, and where its best state was.
+
+    None for a stage of a given length. Prints the same in words.
+    """
+    if "stopped" not in notes:
+        return []
+    epochs, best_epoch = (
+        step / plan.steps_per_epoch for step in (steps, notes["best_step"])
+    )
+    why = (
+        f"no new best in {notes['since_best']} validations"
+        if notes["stopped"]
+        else "its full length"
+    )
+    print(
+        f"Stage {plan.name!r} ended after {epochs:.1f} epochs ({why}); its best state "
+        f"is that of epoch {best_epoch:.1f}"
+    )
+    values = {
+        "epochs": epochs,
+        "best_epoch": best_epoch,
+        "stopped_early": float(steps < plan.total_steps),
+    }
+    return [
+        result(plan.name, "train", validation.CLEAN_NAME, name, value, None, 1)
+        for name, value in values.items()
+    ]

@@ -249,13 +249,19 @@ def load_complete(workdir: Path) -> ConfigDict:
     return config
 
 
+def identity(config: ConfigDict) -> dict[str, Any]:
+    """Field -> value of all that makes the experiment what it is."""
+    leaves = _leaves(json.loads(to_json(config)))
+    return {name: value for name, value in leaves if not _MAY_DIFFER.fullmatch(name)}
+
+
 def check_same(config: ConfigDict, stored: ConfigDict, workdir: Path) -> None:
     """Raises UserError where `workdir` holds another experiment than `config`."""
-    new, old = (dict(_leaves(json.loads(to_json(c)))) for c in (config, stored))
+    new, old = identity(config), identity(stored)
     differing = [
         name
         for name in sorted(new.keys() | old.keys())
-        if new.get(name) != old.get(name) and not _MAY_DIFFER.fullmatch(name)
+        if new.get(name) != old.get(name)
     ]
     if differing:
         shown = "\n".join(

@@ -17,6 +17,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from absl import flags
+
 from kws_jax.errors import UserError, nearest
 
 AUTO, NONE = "auto", "none"
@@ -60,14 +62,30 @@ class Place:
     process_id: int
 
 
-def settings(flags: Mapping[str, Any]) -> dict[str, str]:
-    """Each setting of VARIABLES as text: its flag, else its environment variable."""
+def define_flags() -> None:
+    """Makes a flag of each setting."""
+    helps = {
+        "coordinator": "HOST:PORT of process 0, where there are several processes.",
+        "num_processes": "How many processes there are.",
+        "process_id": "Which of them this is, from 0.",
+        "cluster": f"{AUTO} (default), {NONE} or {', '.join(_CLUSTERS)}: who says the "
+        "same where these flags do not.",
+    }
+    for name, variable in VARIABLES.items():
+        flags.DEFINE_string(name, None, f"{helps[name]} Else ${variable}.")
+
+
+def settings(given: Mapping[str, str | None]) -> dict[str, str]:
+    """Each setting: its flag in `given`, else its environment variable, else ''."""
     return {
-        name: str(flags.get(name) or os.environ.get(variable, ""))
-        if flags.get(name) != 0
-        else "0"
+        name: given.get(name) or os.environ.get(variable, "")
         for name, variable in VARIABLES.items()
     }
+
+
+def start_by_flags() -> bool:
+    """`start` with what flags and environment say."""
+    return start(settings({name: flags.FLAGS[name].value for name in VARIABLES}))
 
 
 def place_of(given: Mapping[str, str]) -> Place | None:

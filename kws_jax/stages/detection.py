@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from kws_jax import together
 from kws_jax.data.conditions import CLEAN
 from kws_jax.data.corpus import TEST, VALIDATION, Split
 from kws_jax.data.stream import Bed, StreamSettings, plan_stream, render
@@ -153,7 +154,7 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
         "streams": told,
         "rows": rows,
     }
-    if jax.process_index() == 0:
+    if together.is_first():
         write_json(folder / FILE, kept)
     return rows
 

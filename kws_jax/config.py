@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kws_jax import recipes
+from kws_jax import recipes, scaling
 from kws_jax.errors import UserError, nearest
 
 SOURCES = ("tfds", "folder", "synthetic")
@@ -27,6 +27,8 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 # how they are shown, not what is computed.
 _MAY_DIFFER = re.compile(
     r"data\.(cache_dir|dir|threads|noise_unseen)|log_every_steps"
+    # What they ask for is in the sizes and rates of the stages (see `scaling`).
+    r"|batch_size_of|learning_rate_scaling"
     r"|(evaluation|detection)\..*"
 )
 
@@ -156,6 +158,7 @@ def check(config: ConfigDict) -> None:
     for index, stage in enumerate(config.stages):
         _check_stage(stage, f"config.stages[{index}]", config.data)
     recipes.check(config.stages)
+    scaling.check(config)
 
 
 def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:

@@ -157,6 +157,7 @@ def start(given: Mapping[str, str]) -> bool:
         return False
     _initialize(place, cluster)
     _speak_alone()
+    _meet()
     threading.Thread(target=_watch, daemon=True, name="failures").start()
     return True
 
@@ -206,6 +207,8 @@ def _initialize(place: Place | None, cluster: Any) -> None:
         file=sys.stderr,
     )
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM away from Python, and do nothing with it.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             **told,
@@ -219,6 +222,27 @@ def _initialize(place: Place | None, cluster: Any) -> None:
             "all of them within five minutes, with the same --coordinator and "
             "--num_processes, and let them reach its port."
         ) from error
+
+
+def _meet() -> None:
+    """Opens the connections between CPU devices while all processes are at hand.
+
+    Gloo gives the first use of all devices 30 seconds, in which the slowest process
+    must have compiled what the fastest one waits in; later ones have no limit.
+    """
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    if jax.default_backend() != "cpu":
+        return
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    split = jax.NamedSharding(mesh, jax.P("data"))
+    ones = jax.make_array_from_callback(
+        (mesh.size,), split, lambda index: np.ones(1, np.float32)
+    )
+    client().wait_at_barrier("kws_jax/meeting", _START_SECONDS * 1000)
+    jax.block_until_ready(jax.jit(jnp.sum)(ones))
 
 
 def _speak_alone() -> None:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from kws_jax import config as configs
-from kws_jax import together
+from kws_jax import scaling, together
 from kws_jax.data import pipeline
 from kws_jax.data.conditions import CLEAN
 from kws_jax.errors import UserError
@@ -44,6 +45,7 @@ def run(
     console = Console(highlight=False)
     logging.set_verbosity(logging.ERROR)
     folder = Path(workdir)
+    config = scaling.resolve(config, jax.device_count(), console.print)
     together.check_same("a config", configs.identity(config))
     check_workdir(config, folder)
     parts = build_parts(config, console)

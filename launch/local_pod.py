@@ -7,7 +7,7 @@ What stands behind `--` goes to every process of `kws_jax.main` (`--module` name
 another program). Each line of output has the number of its process before it. Where one
 process fails, the others are given `--grace` seconds to end by themselves, then they
 are killed, and the exit code is that of the first failure. SIGTERM and Ctrl-C are
-handed on to all.
+handed on to all, which then have a minute.
 """
 
 import argparse
@@ -23,6 +23,8 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
 _POLL_SECONDS = 0.1
+# From a signal that is handed on to the kill of those that still run.
+_NOTICE_SECONDS = 60.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,15 +35,21 @@ def main(argv: Sequence[str]) -> int:
         _start(number, options, address, arguments)
         for number in range(options.processes)
     ]
+    signalled: list[float] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        signalled.append(time.monotonic())
+        _send(pod, number)
+
     for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda number, frame: _send(pod, number))
+        signal.signal(name, hand_on)
     tellers = [
         threading.Thread(target=_tell, args=(number, process))
         for number, process in enumerate(pod)
     ]
     for teller in tellers:
         teller.start()
-    code = _wait(pod, options.grace)
+    code = _wait(pod, options.grace, signalled)
     for teller in tellers:
         teller.join()
     return code
@@ -82,8 +90,6 @@ def _start(
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(options.devices),
-        # All processes have the same kind of core, so one compiles for all.
-        "JAX_SHARE_BINARY_BETWEEN_HOSTS": "true",
         "KWS_JAX_COORDINATOR": address,
         "KWS_JAX_NUM_PROCESSES": str(options.processes),
         "KWS_JAX_PROCESS_ID": str(number),
@@ -120,7 +126,9 @@ def _tell(number: int, process: subprocess.Popen) -> None:
         print(f"[{number}] {line.rstrip()}", flush=True)
 
 
-def _wait(pod: Sequence[subprocess.Popen], grace: float) -> int:
+def _wait(
+    pod: Sequence[subprocess.Popen], grace: float, signalled: Sequence[float]
+) -> int:
     """Waits for all to end, not long after a failure; returns the first failure."""
     code, deadline = 0, float("inf")
     while True:
@@ -132,6 +140,8 @@ def _wait(pod: Sequence[subprocess.Popen], grace: float) -> int:
             deadline = time.monotonic() + grace
         if not running:
             return code
+        if signalled:
+            deadline = min(deadline, signalled[0] + _NOTICE_SECONDS)
         if time.monotonic() > deadline:
             _send(pod, signal.SIGKILL)
         time.sleep(_POLL_SECONDS)

@@ -45,7 +45,7 @@ def _on_all_devices(leaf: Any, place: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(value.shape, place, lambda index: value[index])
 
 
-def jit_replicated(function: Callable, mesh: Mesh, **options: Any) -> Callable:
+def jit_replicated(function: Callable, mesh: Mesh, **options: Any) -> Any:
     """`jax.jit` of a function of which every device, and process, gets all results.
 
     Without this, the compiler chooses where results lie.

@@ -15,8 +15,9 @@ from pathlib import Path
 from kws_jax import command_line, distributed
 
 # Small rates: sums of another order differ in the seventh digit, and large steps
-# through batch norms and roundings would soon make more of it.
-RATE = 1e-3
+# through batch norms and roundings would soon make more of it. Adam makes steps of whole
+# size even of gradients that are nothing but such digits.
+RATE, ADAM_RATE = 1e-4, 2e-5
 CLIPS, BATCH = 46, 8
 
 
@@ -61,7 +62,7 @@ def curriculum(steps):
     config.stages = (config.stages[0], config.stages[-1])
     for stage in config.stages:
         stage.update(epochs=0.0, steps=steps, batch_size=BATCH)
-        stage.optimizer.update(learning_rate=RATE, schedule="constant")
+        stage.optimizer.update(learning_rate=ADAM_RATE, schedule="constant")
     return config
 
 

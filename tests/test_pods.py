@@ -53,12 +53,16 @@ def rehearse(layout, out, steps, *cases, expected=0):
 
 
 def gap(one, other, case):
-    """The largest difference of two states, each kept by its stage and path."""
+    """The largest difference of two states, by stage and path.
+
+    That of a leaf with values above 1, as momenta have, is relative to the largest.
+    """
     states = [dict(np.load(folder / f"{case}.npz")) for folder in (one, other)]
     assert states[0].keys() == states[1].keys()
     assert states[0]
     return max(
-        float(np.abs(np.float64(value) - np.float64(states[1][name])).max())
+        float(np.abs(np.float64(value) - states[1][name]).max())
+        / max(1.0, float(np.abs(value).max()))
         for name, value in states[0].items()
     )
 

@@ -8,6 +8,7 @@ over all of them. Nothing is run, so the figures are exact and the same everywhe
 a pod makes of them is estimated in launch/README.md.
 """
 
+import json
 import math
 import os
 import re
@@ -17,16 +18,14 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks import options
 from kws_jax import command_line, runtime
-from kws_jax.errors import UserError, nearest
+from kws_jax.errors import UserError
 
 NAMES = ("tc_resnet8", "data_parameters", "autokws")
 LABELS = 12
 _DEVICES = flags.DEFINE_integer("devices", 8, "Fake devices.", lower_bound=2)
-_BATCH = flags.DEFINE_integer("batch", 128, "Clips in a global batch.", lower_bound=2)
 _CLIPS = flags.DEFINE_integer("clips", 36_923, "Rows of the table of clips.")
-_ONLY = flags.DEFINE_list("only", list(NAMES), "Comma-separated names.")
-_SMALL = flags.DEFINE_bool("small", False, "Tiny networks: tries the program alone.")
 
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
 _CALL = re.compile(rf" = (.+?) ({_KINDS})(?:-start)?\(")
@@ -67,8 +66,8 @@ def compiled(step: Callable[..., Any], arguments: Any) -> str:
     )
     jitted = sharding.jit_replicated(step, mesh, donate_argnums=0)
     # The text is that before the code of the CPU is made, which takes longest.
-    options = {"xla_backend_optimization_level": 0}
-    return jitted.lower(*inputs).compile(compiler_options=options).as_text()
+    fast = {"xla_backend_optimization_level": 0}
+    return jitted.lower(*inputs).compile(compiler_options=fast).as_text()
 
 
 def step_of(name: str, batch: int, clips: int, *, small: bool) -> tuple[Any, Any]:
@@ -88,23 +87,27 @@ def main(argv: list[str]) -> None:
     """Prints a line for each step: calls and bytes, of all and of each kind."""
     if argv[1:]:
         raise UserError(f"Unexpected arguments {argv[1:]}; all options begin with --.")
-    if _BATCH.value % _DEVICES.value:
+    wanted = options.read(batch=128, repeats=1)
+    chosen = wanted.chosen(NAMES)
+    batch = wanted.batch
+    if batch % _DEVICES.value:
         raise UserError(
-            f"--batch={_BATCH.value} cannot be divided over --devices="
-            f"{_DEVICES.value}; give a multiple."
+            f"--batch={batch} cannot be divided over --devices={_DEVICES.value}; give "
+            "a multiple."
         )
     os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(_DEVICES.value))
     runtime.configure()
-    for name in _ONLY.value:
-        if name not in NAMES:
-            raise UserError(f"--only={name}: no such name; {nearest(name, NAMES)}")
-        step, arguments = step_of(name, _BATCH.value, _CLIPS.value, small=_SMALL.value)
-        found = count(compiled(step, arguments))
+    told = {}
+    for name in chosen:
+        step, arguments = step_of(name, batch, _CLIPS.value, small=wanted.small)
+        told[name] = found = count(compiled(step, arguments))
         total = sum(size for _, size in found.values())
         kinds = ", ".join(
             f"{calls} {kind} of {size:,} B" for kind, (calls, size) in found.items()
         )
         print(f"{name}: {total / 1e6:.3f} MB a step: {kinds}", flush=True)
+    if wanted.json:
+        wanted.json.write_text(json.dumps(told, indent=1))
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from pathlib import Path
 from kws_jax import command_line, distributed
 
 # Small rates: sums of another order differ in the seventh digit, and large steps
-# through batch norms and roundings would soon make more of it. Adam makes steps of whole
-# size even of gradients that are nothing but such digits.
+# through batch norms and roundings would soon make more of it. Adam makes whole steps
+# even of gradients that are nothing but such digits.
 RATE, ADAM_RATE = 1e-4, 2e-5
 CLIPS, BATCH = 46, 8
 

@@ -52,8 +52,8 @@ def rehearse(layout, out, steps, *cases, expected=0):
     return done.stdout, time.monotonic() - began
 
 
-def gap(one, other, case):
-    """The largest difference of two states, by stage and path.
+def gap(one, other, case, *, optimizers=False):
+    """The largest difference of what two runs have learned, or of their optimisers.
 
     That of a leaf with values above 1, as momenta have, is relative to the largest.
     """
@@ -64,7 +64,13 @@ def gap(one, other, case):
         float(np.abs(np.float64(value) - states[1][name]).max())
         / max(1.0, float(np.abs(value).max()))
         for name, value in states[0].items()
+        if ("opt_state" in name) == optimizers
     )
+
+
+def equal(one, other, case):
+    """Whether two states are the same to the bit."""
+    return gap(one, other, case) == gap(one, other, case, optimizers=True) == 0
 
 
 def lines(folder, case):
@@ -90,8 +96,13 @@ def rows(folder, case):
 
 
 def check_alike(one, other, case):
-    """Parameters, optimisers, statistics, losses, test results and records agree."""
+    """Parameters, optimisers, statistics, losses, test results and records agree.
+
+    Momenta are sums of gradients, which lose two digits on their way through the batch
+    norms; statistics of a device's own share would be off by tenths.
+    """
     assert gap(one, other, case) < 1e-5
+    assert gap(one, other, case, optimizers=True) < 1e-4
     logged, expected = lines(other, case), lines(one, case)
     assert logged.keys() == expected.keys()
     for place, values in expected.items():
@@ -137,7 +148,7 @@ def test_every_example_of_all_processes_is_in_the_records(small):
 def test_what_a_pod_has_saved_is_taken_up_by_one_process(small, tmp_path):
     again = _without_ends(small[2, 2], tmp_path / "again")
     rehearse((1, 1), again, 4, "data_parameters:0")
-    assert gap(small[2, 2], again, "data_parameters") == 0
+    assert equal(small[2, 2], again, "data_parameters")
 
 
 def _without_ends(folder, copy):
@@ -176,15 +187,19 @@ def test_every_layout_computes_what_one_device_does(tmp_path):
     folders = {layout: tmp_path / f"{layout[0]}x{layout[1]}" for layout in layouts}
     for layout, folder in folders.items():
         _, seconds = rehearse(layout, folder, steps, *CASES)
-        gaps = {case: gap(folders[1, 1], folder, case) for case in CASES}
-        print(f"{layout}: {seconds:.0f} s, {gaps}")
+        for case in CASES:
+            learned, moved = (
+                gap(folders[1, 1], folder, case, optimizers=which)
+                for which in (False, True)
+            )
+            print(f"{layout} {seconds:.0f} s {case}: {learned:.1e} {moved:.1e}")
         for case in CASES:
             check_alike(folders[1, 1], folder, case)
     for number, layout in enumerate(((1, 1), (2, 1))):
         again = _without_ends(folders[4, 1], tmp_path / f"again{number}")
         rehearse(layout, again, steps, *CASES)
         for case in CASES:
-            assert gap(folders[4, 1], again, case) == 0
+            assert equal(folders[4, 1], again, case)
 
 
 def settings(**given):

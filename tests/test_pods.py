@@ -105,8 +105,11 @@ def check_alike(one, other, case):
     assert gap(one, other, case, optimizers=True) < 1e-4
     logged, expected = lines(other, case), lines(one, case)
     assert logged.keys() == expected.keys()
-    for place, values in expected.items():
-        np.testing.assert_allclose(logged[place], values, atol=1e-5, err_msg=place)
+    for place, (loss, accuracy) in expected.items():
+        assert logged[place][0] == pytest.approx(loss, abs=1e-5), place
+        # A clip of a batch of eight: logits of four bits are nearly equal now and then.
+        tie = 1 / 8 if place[:2] == ("quantize", "train") else 1e-6
+        assert logged[place][1] == pytest.approx(accuracy, abs=tie), place
     measured, right = rows(other, case), rows(one, case)
     assert measured.keys() == right.keys()
     for name, (value, count) in right.items():

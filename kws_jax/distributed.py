@@ -8,6 +8,7 @@ imported before `start`.
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import sys
@@ -206,6 +207,7 @@ def _initialize(place: Place | None, cluster: Any) -> None:
         f"{_START_SECONDS} s at most (--cluster=none runs alone)",
         file=sys.stderr,
     )
+    logging.getLogger("jax._src.distributed").setLevel(logging.WARNING)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM away from Python, and do nothing with it.
     jax.config.update("jax_enable_preemption_service", False)

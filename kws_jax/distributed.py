@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 
 from absl import flags
 
-from kws_jax.errors import UserError, nearest
+from kws_jax import clusters
+from kws_jax.errors import UserError
 
-AUTO, NONE = "auto", "none"
 # Setting -> environment variable that stands in for its flag.
 VARIABLES = {
     "coordinator": "KWS_JAX_COORDINATOR",
@@ -31,13 +31,6 @@ VARIABLES = {
     "cluster": "KWS_JAX_CLUSTER",
 }
 _PLACE = tuple(name for name in VARIABLES if name != "cluster")
-# What users call a cluster -> JAX's classes for it, in jax._src.clusters.
-_CLUSTERS = {
-    "tpu": ("GceTpuCluster", "GkeTpuCluster"),
-    "slurm": ("SlurmCluster",),
-    "kubernetes": ("K8sCluster",),
-    "ompi": ("OmpiCluster",),
-}
 # A process that has not been heard of for so long takes the others down.
 _HEARTBEAT_SECONDS = 30
 # For all processes to be there in the beginning, and to be done in the end.
@@ -69,7 +62,7 @@ def define_flags() -> None:
         "coordinator": "HOST:PORT of process 0, where there are several processes.",
         "num_processes": "How many processes there are.",
         "process_id": "Which of them this is, from 0.",
-        "cluster": f"{AUTO} (default), {NONE} or {', '.join(_CLUSTERS)}: who says the "
+        "cluster": f"One of {', '.join(clusters.NAMES)}: who says the "
         "same where these flags do not.",
     }
     for name, variable in VARIABLES.items():
@@ -98,7 +91,7 @@ def place_of(given: Mapping[str, str]) -> Place | None:
     told = [name for name in _PLACE if given[name]]
     if not told:
         return None
-    if given["cluster"] not in ("", AUTO, NONE):
+    if given["cluster"] not in ("", clusters.AUTO, clusters.NONE):
         raise UserError(
             f"--cluster={given['cluster']} finds out what --{told[0]} "
             f"({VARIABLES[told[0]]}) says: give one of them."
@@ -151,7 +144,7 @@ def start(given: Mapping[str, str]) -> bool:
         be asked; or processes that do not come within five minutes.
     """
     place = place_of(given)
-    cluster = None if place else _detected(given["cluster"] or AUTO)
+    cluster = None if place else clusters.detected(given["cluster"] or clusters.AUTO)
     if place is None and cluster is None:
         return False
     if place is not None and place.num_processes == 1:
@@ -161,37 +154,6 @@ def start(given: Mapping[str, str]) -> bool:
     _meet()
     threading.Thread(target=_watch, daemon=True, name="failures").start()
     return True
-
-
-def _detected(wanted: str) -> Any:
-    """JAX's class for the cluster that this is a process of, None for one alone."""
-    from jax._src import clusters
-
-    known = (AUTO, NONE, *_CLUSTERS)
-    if wanted not in known:
-        raise UserError(f"--cluster={wanted} is unknown; {nearest(wanted, known)}")
-    if wanted == NONE:
-        return None
-    names = [n for c in _CLUSTERS if wanted in (AUTO, c) for n in _CLUSTERS[c]]
-    # Any pod of Kubernetes looks like a cluster; those of an indexed job have this.
-    if wanted == AUTO and "JOB_COMPLETION_INDEX" not in os.environ:
-        names = [name for name in names if name != "K8sCluster"]
-    try:
-        for cluster in clusters.ClusterEnv._cluster_types:
-            if cluster.__name__ in names and cluster.is_env_present():
-                return cluster if cluster.get_process_count() > 1 else None
-    except Exception as error:  # whatever a metadata server or Kubernetes answers
-        raise UserError(
-            f"This seems to be part of a cluster, which does not say of how many "
-            f"processes ({error!r}). Give --coordinator, --num_processes and "
-            "--process_id, or --cluster=none to run alone."
-        ) from error
-    if wanted != AUTO:
-        raise UserError(
-            f"--cluster={wanted}, but its environment is not here. Start the program "
-            "through it (for example with srun), or leave --cluster out."
-        )
-    return None
 
 
 def _initialize(place: Place | None, cluster: Any) -> None:

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from benchmarks import collectives
 from configs import tc_resnet
+from kws_jax import clusters, distributed, scaling
 from kws_jax import config as configs
-from kws_jax import distributed, scaling
 from kws_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -248,19 +248,19 @@ SLURM = {
 
 
 def test_clusters_are_found_as_jax_finds_them(monkeypatch):
-    assert distributed._detected("auto") is None
+    assert clusters.detected("auto") is None
     with pytest.raises(UserError, match="--cluster=slurm, but"):
-        distributed._detected("slurm")
+        clusters.detected("slurm")
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
-    found = distributed._detected("auto")
-    assert found is distributed._detected("slurm")
+    found = clusters.detected("auto")
+    assert found is clusters.detected("slurm")
     assert (found.get_process_count(), found.get_process_id()) == (2, 1)
-    assert distributed._detected("none") is None
+    assert clusters.detected("none") is None
     monkeypatch.setenv("SLURM_NTASKS", "1")
-    assert distributed._detected("slurm") is None
+    assert clusters.detected("slurm") is None
     with pytest.raises(UserError, match="did you mean 'slurm'"):
-        distributed._detected("slrum")
+        clusters.detected("slrum")
 
 
 def test_a_process_that_nobody_asked_for_others_is_alone():

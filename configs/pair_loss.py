@@ -99,6 +99,10 @@ def embed_stage(train: ConfigDict, loss: str) -> ConfigDict:
                 "normalise": True,
                 # λ; 0 is one over the number of distances that it multiplies.
                 "lambda_": 0.0,
+                # 'drawn': one pair of clips of a class in each tuple, as published; or
+                # 'all': each class of a tuple lends the anchor in turn, its positive
+                # is the clip of the class in the next tuple of the batch.
+                "anchors": "drawn",
             },
             "optimizer": train.optimizer.copy_and_resolve_references(),
             "condition": _condition(),

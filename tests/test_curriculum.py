@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from jax.experimental.compilation_cache import compilation_cache
 from test_end_to_end import KEYWORDS, SPEAKERS, lines_of, without_clock, write_words
-from tiny_parts import tiny_config, tiny_parts
+from tiny_parts import killed_after_saving, tiny_config, tiny_parts
 
 from configs import convmixer
 from kws_jax import config as configs
@@ -26,35 +25,14 @@ from kws_jax.parts import load_setup
 from kws_jax.report.page import render
 from kws_jax.report.workdir import read_run
 from kws_jax.stages import dispatch, networks, runner, train, validation
-from kws_jax.training.checkpoints import StageCheckpoints
 from kws_jax.training.optimizers import create_optimizer, updates_made
 from kws_jax.training.state import WEIGHTS, create_train_state
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 # Of the keywords, unknown and silence.
 TRAIN_CLIPS, BATCH = 3 * SPEAKERS["train"] + 4 + 4, 16
 VALIDATED_EVERY, MOST_STEPS, PATIENCE = 3, 9, 1  # 2.75 steps an epoch, three epochs
 STAGES = tuple(convmixer.CURRICULUM)
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All runs share what they compile."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -187,21 +165,10 @@ def test_the_answers_of_the_trained_network_are_sigmoids(config, finished):
 
 
 def test_a_curriculum_killed_in_its_third_stage_ends_with_the_same_parameters(
-    config, finished, tmp_path, monkeypatch
+    config, finished, tmp_path
 ):
-    save, saves = StageCheckpoints.save_last, []
-
-    def save_and_fall(self, step, *rest):
-        save(self, step, *rest)
-        saves.append((self.directory.name, step))
-        if self.directory.name.startswith("2-"):
-            self.close()
-            raise Killed
-
-    monkeypatch.setattr(StageCheckpoints, "save_last", save_and_fall)
-    with pytest.raises(Killed):
+    with killed_after_saving("2-") as saves:
         experiment.run(config, str(tmp_path))
-    monkeypatch.undo()
     assert saves[-1] == ("2-snr-5", VALIDATED_EVERY)
     experiment.run(config, str(tmp_path))
     for index in (2, len(STAGES) - 1):

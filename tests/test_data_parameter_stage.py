@@ -16,7 +16,7 @@ import numpy as np
 import optax
 import pytest
 from ml_collections import ConfigDict
-from tiny_parts import LABELS, tiny_config, tiny_parts
+from tiny_parts import LABELS, killed_after_saving, tiny_config, tiny_parts
 
 from configs import common
 from kws_jax.data.corpus import Split
@@ -171,10 +171,6 @@ def test_most_clips_with_a_wrong_label_are_in_the_top_fifth():
     assert len(set(noisy.tolist())) == 1
 
 
-class Killed(BaseException):
-    pass
-
-
 def experiment(clips=CLIPS, **settings):
     config = tiny_config(steps=STEPS, batch_size=BATCH)
     stage = config.stages[0]
@@ -276,21 +272,9 @@ def test_the_best_state_and_the_answers_need_no_table(finished):
     assert network.predict({"audio": np.zeros((2, 16_000), np.int16)}).shape == (2, 4)
 
 
-def test_a_run_taken_up_again_ends_as_an_undisturbed_one(
-    finished, tmp_path, monkeypatch
-):
-    save = StageCheckpoints.save_last
-
-    def save_and_fall(self, step, *rest):
-        save(self, step, *rest)
-        self.close()
-        raise Killed
-
-    monkeypatch.setattr(StageCheckpoints, "save_last", save_and_fall)
-    with pytest.raises(Killed):
+def test_a_run_taken_up_again_ends_as_an_undisturbed_one(finished, tmp_path):
+    with killed_after_saving():
         dispatch.run(finished.parts, 0, tmp_path)
-    monkeypatch.undo()
-    monkeypatch.setattr(networks, "create_network", lambda setup, folder: Tiny())
     dispatch.run(finished.parts, 0, tmp_path)
     chex.assert_trees_all_equal(last_state(finished.parts, tmp_path), finished.state)
     assert lines(tmp_path) == lines(finished.folder)

@@ -17,6 +17,7 @@ from configs import pair_loss
 from kws_jax import config as configs
 from kws_jax.errors import UserError
 from kws_jax.stages import dispatch, embed, networks, runner, train
+from kws_jax.stages.validation import make_validation
 from kws_jax.training.optimizers import for_part
 from kws_jax.training.state import WEIGHTS, create_train_state, variables_of
 
@@ -125,7 +126,7 @@ def test_validation_of_embeddings_is_the_nearest_class_mean(parts, model, finish
         np.log(np.exp(-squares).sum(1))
         + squares[np.arange(len(clips)), validation.labels]
     )
-    measures = validation.make_validation(
+    measures = make_validation(
         parts,
         embed.nearest_mean(embedding_of),
         parts.config.stages[0],
@@ -135,11 +136,40 @@ def test_validation_of_embeddings_is_the_nearest_class_mean(parts, model, finish
     assert measures["loss"] == pytest.approx(logs.mean(), rel=1e-4)
 
 
+# Of TUPLES tuples: the anchor's label twice, then the others in an order of their own.
+LABELS_OF_BATCH = jnp.array([2, 2, 0, 3, 1, 1, 1, 3, 0, 2])
+
+
+def test_every_class_of_a_tuple_can_lend_the_anchor():
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=(TUPLES * ROLES, 6))
+    stage = two_stages(normalise=False, loss="npair", anchors="all").stages[0]
+    loss, _ = embed.tuple_loss(stage, jnp.float32(z), LABELS_OF_BATCH, ROLES)
+    labels = np.asarray(LABELS_OF_BATCH).reshape(TUPLES, ROLES)
+    tuples = z.reshape(TUPLES, ROLES, 6)
+    of = [
+        {label: tuples[m, r] for r, label in enumerate(labels[m]) if r != 1}
+        for m in range(TUPLES)
+    ]
+    pairs = [(tuples[m, 0], tuples[m, 1], m, labels[m, 0]) for m in range(TUPLES)]
+    pairs += [
+        (of[m][label], of[(m + 1) % TUPLES][label], m, label)
+        for m in range(TUPLES)
+        for label in range(4)
+    ]
+    losses = []
+    for anchor, positive, m, label in pairs:
+        far = [np.linalg.norm(anchor - of[m][j]) for j in range(4) if j != label]
+        near = np.linalg.norm(anchor - positive)
+        losses.append(math.log1p(math.exp(near - np.mean(far))))
+    assert loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
 def test_the_loss_of_a_batch_is_the_mean_of_its_tuples():
     rng = np.random.default_rng(0)
     batch = rng.normal(size=(TUPLES * ROLES, 6))
     stage = two_stages(distance="euclid", lambda_=0.2).stages[0]
-    loss, measures = embed.tuple_loss(stage, jnp.float32(batch), ROLES)
+    loss, measures = embed.tuple_loss(stage, jnp.float32(batch), LABELS_OF_BATCH, ROLES)
     losses, nearest = [], []
     for z in batch.reshape(TUPLES, ROLES, 6):
         z = z / np.linalg.norm(z, axis=1, keepdims=True)
@@ -209,6 +239,15 @@ def test_the_frozen_encoder_infers_and_the_head_drops(parts, model, finished):
         (lambda s: s.metric.update(loss="cn3"), "metric.loss = 'cn3'"),
         (lambda s: s.metric.update(distance="l1"), "metric.distance = 'l1'"),
         (lambda s: s.metric.update(lambda_=-1.0), "metric.lambda_ = -1"),
+        (lambda s: s.metric.update(anchors="some"), "metric.anchors = 'some'"),
+        (
+            lambda s: (s.metric.update(anchors="all"), s.update(classes=3)),
+            "give classes = 0",
+        ),
+        (
+            lambda s: (s.metric.update(anchors="all"), s.update(tuples_per_batch=1)),
+            "at least 2",
+        ),
         (lambda s: s.update(classes=5), "Tuples of 5 classes"),
     ],
 )

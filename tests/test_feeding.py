@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
-from tiny_parts import tiny_config, tiny_parts
+from tiny_parts import killed_after_saving, tiny_config, tiny_parts
 
 from kws_jax.stages import feeding, networks, runner, search, train
 from kws_jax.training import sharding
@@ -17,28 +16,8 @@ from kws_jax.training.loop import StagePlan
 from kws_jax.training.optimizers import create_optimizer
 from kws_jax.training.state import WEIGHTS, create_train_state
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 STEPS, EVAL_EVERY, CLIPS = 11, 5, 24
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """All trainings share what they compile."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("xla")),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def trained(folder, **changes):
@@ -81,20 +60,9 @@ def test_calls_of_several_steps_train_as_single_steps(
         chex.assert_trees_all_close(one, other, rtol=tolerance, atol=tolerance)
 
 
-def test_a_training_in_calls_goes_on_bit_for_bit(
-    in_calls_of_four, tmp_path, monkeypatch
-):
-    save = StageCheckpoints.save_last
-
-    def save_and_fall(self, step, *rest):
-        save(self, step, *rest)
-        self.close()
-        raise Killed
-
-    monkeypatch.setattr(StageCheckpoints, "save_last", save_and_fall)
-    with pytest.raises(Killed):
+def test_a_training_in_calls_goes_on_bit_for_bit(in_calls_of_four, tmp_path):
+    with killed_after_saving():
         trained(tmp_path, on_device=True, steps_per_call=4)
-    monkeypatch.undo()
     again = trained(tmp_path, on_device=True, steps_per_call=4)
     chex.assert_trees_all_equal(again, in_calls_of_four)
 

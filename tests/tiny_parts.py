@@ -1,6 +1,9 @@
 """Parts of an experiment on random clips, without a source of data."""
 
+import contextlib
+
 import numpy as np
+import pytest
 
 from configs import tc_resnet
 from kws_jax.data.corpus import CLIP_SAMPLES, SILENCE, Recording, Split, Task
@@ -10,6 +13,7 @@ from kws_jax.data.rooms import Response, RoomBank
 from kws_jax.frontends.registry import create_frontend
 from kws_jax.parts import Parts
 from kws_jax.training import sharding
+from kws_jax.training.checkpoints import StageCheckpoints
 
 LABELS = ("up", "down", "left", SILENCE)
 
@@ -74,3 +78,28 @@ def tiny_parts(config=None, clips=23):
         training_rooms=room_bank(30),
         test_rooms=room_bank(40),
     )
+
+
+class Killed(BaseException):
+    """The end of a process, which no handler of errors holds up."""
+
+
+@contextlib.contextmanager
+def killed_after_saving(stage=""):
+    """Within, a run must end just after it saves a stage whose folder begins so.
+
+    Gives the list of (folder, step) of what was saved.
+    """
+    save, saves = StageCheckpoints.save_last, []
+
+    def save_and_fall(self, step, *rest):
+        save(self, step, *rest)
+        saves.append((self.directory.name, step))
+        if self.directory.name.startswith(stage):
+            self.close()
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageCheckpoints, "save_last", save_and_fall)
+        with pytest.raises(Killed):
+            yield saves

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 Embeddings = Float[Array, "*batch d"]
 # Two of them are broadcast against each other.
@@ -68,6 +68,41 @@ def triplet_loss(
     """
     between = _negatives(tuples, distance) * _or(weight, 1)
     return jax.nn.softplus(_positive(tuples, distance)[:, None] - between).mean(-1)
+
+
+def every_anchor(
+    tuples: Float[Array, "m r d"], labels: Int[Array, "m r"]
+) -> Float[Array, "n r d"]:
+    """Further tuples from the same embeddings: each class lends the anchor in turn.
+
+    The published tuple compares one pair of clips of a class, so of the clips of a
+    batch few are ever drawn together. All clips are embedded by then, and the sum over
+    the distances between classes is the same whichever class is the anchor's. So each
+    tuple is followed by one for each of its classes, whose positive is the clip of that
+    class in the next tuple of the batch (cyclically), and whose negatives are the
+    tuple's own.
+
+    Args:
+      tuples: anchor, positive and N − 1 negatives of each of m ≥ 2 tuples.
+      labels: of each, the same N classes in each tuple.
+
+    Returns:
+      m (N + 1) tuples, the given ones first.
+    """
+    classes = jnp.concatenate([tuples[:, :1], tuples[:, 2:]], axis=1)
+    order = jnp.argsort(jnp.delete(labels, 1, axis=1, assume_unique_indices=True))
+    classes = jnp.take_along_axis(classes, order[..., None], axis=1)
+    positives = jnp.roll(classes, -1, axis=0)
+    count = classes.shape[1]
+    # Row i: i, then all others.
+    members = np.array(
+        [[i, *(j for j in range(count) if j != i)] for i in range(count)]
+    )
+    turned = classes[:, members]
+    turned = jnp.concatenate(
+        [turned[:, :, :1], positives[:, :, None], turned[:, :, 1:]], axis=2
+    )
+    return jnp.concatenate([tuples, turned.reshape(-1, *tuples.shape[1:])])
 
 
 def normalise(x: Embeddings) -> Embeddings:

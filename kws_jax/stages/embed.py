@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from kws_jax.data.conditions import CLEAN
 from kws_jax.data.corpus import Split
+from kws_jax.data.tuples import tuple_classes
 from kws_jax.errors import UserError, nearest
 from kws_jax.objectives import metric_learning
 from kws_jax.parts import Parts
@@ -32,6 +33,8 @@ PyTree = Any
 EmbeddingOf = Callable[[TrainState, jax.Array], jax.Array]
 # Enough for a mean, few enough to be quick beside the validation split.
 _CLIPS_PER_MEAN = 50
+# Which clips of a batch are anchors: those drawn as such, or all but the positives.
+DRAWN_ANCHORS, ALL_ANCHORS = "drawn", "all"
 
 
 def check(parts: Parts, stage: ConfigDict) -> None:
@@ -46,6 +49,21 @@ def check(parts: Parts, stage: ConfigDict) -> None:
                 f"metric.{field} = {metric[field]!r} of stage {stage.name!r} is "
                 f"unknown; {nearest(metric[field], known)}"
             )
+    if metric.anchors not in (DRAWN_ANCHORS, ALL_ANCHORS):
+        raise UserError(
+            f"metric.anchors = {metric.anchors!r} of stage {stage.name!r} is unknown; "
+            f"give {DRAWN_ANCHORS!r} or {ALL_ANCHORS!r}."
+        )
+    if metric.anchors == ALL_ANCHORS and (
+        tuple_classes(stage.classes, parts.labels) < len(parts.labels)
+        or stage.tuples_per_batch < 2
+    ):
+        raise UserError(
+            f"metric.anchors = {ALL_ANCHORS!r} of stage {stage.name!r} takes a clip of "
+            "every label from each of two or more tuples: give classes = 0 and "
+            "tuples_per_batch of at least 2, or metric.anchors = "
+            f"{DRAWN_ANCHORS!r}."
+        )
     if metric.lambda_ < 0:
         raise UserError(
             f"metric.lambda_ = {metric.lambda_} of stage {stage.name!r}: give a number "
@@ -61,17 +79,20 @@ def check(parts: Parts, stage: ConfigDict) -> None:
 
 
 def tuple_loss(
-    stage: ConfigDict, embeddings: jax.Array, roles: int
+    stage: ConfigDict, embeddings: jax.Array, labels: jax.Array, roles: int
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The stage's loss over embeddings [b, d] in the order (tuple, role), and measures.
 
-    `nearest_positive` is the share of tuples whose positive is nearer to the anchor
-    than every negative.
+    `labels` [b] are those of the clips. `nearest_positive` is the share of tuples whose
+    positive is nearer to the anchor than every negative.
     """
     metric = stage.metric
     tuples = as_measured(metric, embeddings).reshape(-1, roles, embeddings.shape[-1])
+    compared = tuples
+    if metric.anchors == ALL_ANCHORS:
+        compared = metric_learning.every_anchor(tuples, labels.reshape(-1, roles))
     losses = metric_learning.LOSSES[metric.loss](
-        tuples, distance=metric.distance, weight=metric.lambda_ or None
+        compared, distance=metric.distance, weight=metric.lambda_ or None
     )
     distance = metric_learning.DISTANCES[metric.distance]
     distances = distance(tuples[:, :1], tuples[:, 1:])
@@ -105,7 +126,7 @@ def embedding_loss(
             method="embed",
             epoch=batch.get(EPOCH),
         )
-        loss, measures = tuple_loss(stage, embeddings, roles)
+        loss, measures = tuple_loss(stage, embeddings, batch["label"], roles)
         return loss, (measures, batch_stats)
 
     return loss_fn

@@ -80,11 +80,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     if table:
         table.write_summary(trained.state)
     size = networks.size_of(parts, model, variables_of(trained.state))
-    clean = validation.validation_condition(stage) == CLEAN
-    return trained.rows(
-        {**size, **trained.speed},
-        validation.CLEAN_NAME if clean else validation.TRAINING_NAME,
-    )
+    return trained.rows({**size, **trained.speed})
 
 
 def starting_state(

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from kws_jax.data.corpus import Split
 from kws_jax.evaluation.metrics import result
 from kws_jax.parts import Parts
@@ -23,6 +25,7 @@ class TrainingRun:
     """
 
     parts: Parts
+    stage: ConfigDict
     plan: StagePlan
     state: TrainState
     notes: dict[str, Any]
@@ -41,19 +44,12 @@ class TrainingRun:
             "clips_per_second": clips / self.notes["seconds"],
         }
 
-    def rows(
-        self, measures: Mapping[str, Any], condition: str = validation.CLEAN_NAME
-    ) -> list[dict[str, Any]]:
-        """Rows of results.json: measures, where it ended, and its best validation.
-
-        `condition` names the one that it was validated in.
-        """
+    def rows(self, measures: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Rows of results.json: measures, where it ended, and its best validation."""
         return [
             *_train_rows(self.plan.name, measures),
             *_ending_rows(self.plan, int(self.state.step), self.notes),
-            validation.validation_row(
-                self.parts, self.plan.name, self.notes, condition
-            ),
+            validation.validation_row(self.parts, self.stage, self.notes),
         ]
 
 
@@ -74,9 +70,10 @@ def run(
     `splits`, `step_at` and `repeats` are as `feeding.create_feed` takes them, and
     `settings` (logits_of, schedule, …) as `runner.run_stage` does.
     """
+    stage = parts.config.stages[index]
     feed = feeding.create_feed(
         parts,
-        parts.config.stages[index],
+        stage,
         plan,
         runner.stage_key(parts, index),
         splits,
@@ -93,7 +90,7 @@ def run(
         batches_from=feed.batches_from,
         **settings,
     )
-    return TrainingRun(parts, plan, state, notes)
+    return TrainingRun(parts, stage, plan, state, notes)
 
 
 def _train_rows(stage: str, measures: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -129,7 +126,4 @@ def _ending_rows(
         "best_epoch": best_epoch,
         "stopped_early": float(steps < plan.total_steps),
     }
-    return [
-        result(plan.name, "train", validation.CLEAN_NAME, name, value, None, 1)
-        for name, value in values.items()
-    ]
+    return _train_rows(plan.name, values)

@@ -91,10 +91,14 @@ def make_validation(
 
 
 def validation_row(
-    parts: Parts, stage: str, notes: dict[str, Any], condition: str = CLEAN_NAME
+    parts: Parts, stage: ConfigDict, notes: dict[str, Any]
 ) -> dict[str, Any]:
     """The best state's validation accuracy as a row of results.json."""
+    clean = validation_condition(stage) == CLEAN
+    condition = CLEAN_NAME if clean else TRAINING_NAME
     count = len(parts.task.validation)
     value = notes["best_accuracy"]
     interval = wilson_interval(round(value * count), count)
-    return result(stage, "validation", condition, "accuracy", value, interval, count)
+    return result(
+        stage.name, "validation", condition, "accuracy", value, interval, count
+    )

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,17 +16,25 @@ from benchmarks.results import Work
 from configs import autokws, common
 from kws_jax.frontends.registry import Frontend, create_frontend
 from kws_jax.models.counting import count_macs
+from kws_jax.objectives.data_parameters import JOINT
 from kws_jax.parts import Setup
 from kws_jax.search.bilevel import make_search_step
 from kws_jax.search.methods import create_method
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
 from kws_jax.stages import networks
+from kws_jax.stages.data_parameters import StageTable
 from kws_jax.stages.learner import classification_loss
 from kws_jax.stages.search import search_loss
 from kws_jax.training import sharding
 from kws_jax.training.optimizers import create_optimizer
-from kws_jax.training.state import ARCHITECTURE, WEIGHTS, TrainState, create_train_state
+from kws_jax.training.state import (
+    ARCHITECTURE,
+    DATA_PARAMETERS,
+    WEIGHTS,
+    TrainState,
+    create_train_state,
+)
 from kws_jax.training.step import make_train_step
 
 PyTree = Any
@@ -93,27 +102,53 @@ def window(
 
 def training(model: nn.Module, features: np.ndarray) -> tuple[Call, Work]:
     """A whole training step on given features: the call and its work."""
+    step, arguments, infer = training_step(model, features)
+    work = work_of(step, *arguments, operations=2 * TRAIN_PASSES * count_macs(*infer))
+    return _stepper(step, *arguments), work
+
+
+def training_step(
+    model: nn.Module, features: np.ndarray, *, clips: int = 0
+) -> tuple[Callable[..., Any], Any, Any]:
+    """A training step, its (state, batch, key), and inference with its arguments.
+
+    With `clips`, it trains data parameters of so many and of the labels beside.
+    """
     stage = common.train_stage()
+    num_labels = _num_labels(model)
     stage.optimizer.update(
         schedule="constant", learning_rate=LEARNING_RATE, weight_decay=0.0
     )
     transformations = {WEIGHTS: create_optimizer(stage.optimizer, 1)[0]}
+    table = _table(stage, num_labels, clips) if clips else None
+    if table:
+        transformations[DATA_PARAMETERS] = table.transformation()
     variables = _variables(model, features)
     params, batch_stats = networks.split_variables(variables)
-    state = create_train_state({WEIGHTS: params}, batch_stats, transformations)
-    loss_fn = classification_loss(_GIVEN_FEATURES, stage, model)
-    step = make_train_step(loss_fn, transformations)
-    batch = _batch(features, _num_labels(model))
-    arguments = (state, batch, jax.random.key(0))
-    forward = count_macs(
-        functools.partial(networks.infer, model), variables, batch["audio"]
-    )
-    work = work_of(step, *arguments, operations=2 * TRAIN_PASSES * forward)
-    return _stepper(step, *arguments), work
+    trees = {WEIGHTS: params, **(table.trees() if table else {})}
+    state = create_train_state(trees, batch_stats, transformations)
+    loss_fn = classification_loss(_GIVEN_FEATURES, stage, model, table=table)
+    step = make_train_step(loss_fn, transformations, trained=tuple(transformations))
+    batch = _batch(features, num_labels)
+    if table:
+        size = len(features)
+        batch |= {"index": jnp.arange(size), "noise_level": jnp.zeros(size)}
+    infer = (functools.partial(networks.infer, model), variables, batch["audio"])
+    return step, (state, batch, jax.random.key(0)), infer
 
 
 def search(space: SearchSpace, features: np.ndarray, labels: int) -> tuple[Call, Work]:
     """A first-order DARTS step, architecture then weights: the call and its work."""
+    step, arguments, infer = search_step(space, features, labels)
+    passes = TRAIN_PASSES + ARCHITECTURE_PASSES
+    work = work_of(step, *arguments, operations=2 * passes * count_macs(*infer))
+    return _stepper(step, *arguments), work
+
+
+def search_step(
+    space: SearchSpace, features: np.ndarray, labels: int
+) -> tuple[Callable[..., Any], Any, Any]:
+    """A search step, its (state, batch, batch, key), and inference with arguments."""
     stage = autokws.get_config("darts").stages[0]
     stage.optimizer.update(schedule="constant", learning_rate=LEARNING_RATE)
     transformations = {
@@ -132,16 +167,13 @@ def search(space: SearchSpace, features: np.ndarray, labels: int) -> tuple[Call,
     loss_fn = search_loss(_GIVEN_FEATURES, stage, supernet, method)
     step = make_search_step(loss_fn, transformations, regulariser=method.regulariser)
     batches = [_batch(values, labels) for values in (features, features[::-1].copy())]
-    key = jax.random.key(0)
-    forward = count_macs(
+    infer = (
         functools.partial(networks.infer, supernet),
         variables,
         jnp.asarray(features),
         op_weights,
     )
-    passes = TRAIN_PASSES + ARCHITECTURE_PASSES
-    work = work_of(step, state, *batches, key, operations=2 * passes * forward)
-    return _stepper(step, state, *batches, key), work
+    return step, (state, *batches, jax.random.key(0)), infer
 
 
 def features_of(name: str, audio: np.ndarray) -> tuple[Call, Work]:
@@ -158,6 +190,13 @@ def features_of(name: str, audio: np.ndarray) -> tuple[Call, Work]:
 
 # Stands for the parts of an experiment: "audio" of a batch holds features already.
 _GIVEN_FEATURES: Any = SimpleNamespace(frontend=lambda features: features)
+
+
+def _table(stage: ConfigDict, num_labels: int, clips: int) -> StageTable:
+    stage.data_parameters.mode = JOINT
+    task = SimpleNamespace(train=range(clips))
+    parts: Any = SimpleNamespace(labels=tuple(map(str, range(num_labels))), task=task)
+    return StageTable(parts, stage, Path())
 
 
 def _batch(features: np.ndarray, num_labels: int) -> dict[str, jax.Array]:

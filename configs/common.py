@@ -428,6 +428,12 @@ def base(name: str) -> ConfigDict:
             # What networks compute in while they train: 'float32' or 'bfloat16'.
             # Weights, statistics, features, losses and all tests are float32.
             "compute_dtype": "float32",
+            # Whether batch_size and tuples_per_batch of stages are those of the whole
+            # training, 'global', or of each 'device' of it.
+            "batch_size_of": "global",
+            # With 'device', what devices multiply the learning rate of weights by:
+            # 'none', 'linear' (their number) or 'sqrt' (its root).
+            "learning_rate_scaling": "none",
             "data": data(),
             "frontend": mfcc(),
             # What the features go through first: 'none', 'dynamic', 'dynamic_conv' or

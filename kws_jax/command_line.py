@@ -10,14 +10,14 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from kws_jax import config as configs
-from kws_jax import runtime
+from kws_jax import distributed, runtime
 from kws_jax.errors import UserError
 
 
 def stop(message: object) -> NoReturn:
-    """Prints `message` and ends the program with code 2."""
+    """Prints `message` and ends the program, all its processes, with code 2."""
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    distributed.leave(2, message)
 
 
 def run(
@@ -42,10 +42,15 @@ def run(
     def guarded(argv: list[str]) -> None:
         try:
             main(argv)
+            distributed.finish()
         except UserError as error:
             stop(error)
         except KeyboardInterrupt:
             stop("interrupted; the same command goes on from the last checkpoint.")
+        except Exception as error:
+            if distributed.client() is None:
+                raise
+            distributed.leave_after(error)
 
     app.run(guarded, flags_parser=parse)
 

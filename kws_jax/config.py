@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kws_jax import config_fields, recipes
+from kws_jax import config_fields, recipes, scaling
 from kws_jax.errors import UserError, nearest
 
 SOURCES = ("tfds", "folder", "synthetic")
@@ -27,6 +27,8 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 # how they are shown, not what is computed.
 _MAY_DIFFER = re.compile(
     r"data\.(cache_dir|dir|threads|noise_unseen)|log_every_steps"
+    # What they ask for is in the sizes and rates of the stages (see `scaling`).
+    r"|batch_size_of|learning_rate_scaling"
     r"|(evaluation|detection)\..*"
 )
 
@@ -150,6 +152,7 @@ def check(config: ConfigDict) -> None:
     for index, stage in enumerate(config.stages):
         _check_stage(stage, f"config.stages[{index}]", config.data)
     recipes.check(config.stages)
+    scaling.check(config)
 
 
 def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:
@@ -250,13 +253,19 @@ def load_complete(workdir: Path) -> ConfigDict:
     return config
 
 
+def identity(config: ConfigDict) -> dict[str, Any]:
+    """Field -> value of all that makes the experiment what it is."""
+    leaves = _leaves(json.loads(to_json(config)))
+    return {name: value for name, value in leaves if not _MAY_DIFFER.fullmatch(name)}
+
+
 def check_same(config: ConfigDict, stored: ConfigDict, workdir: Path) -> None:
     """Raises UserError where `workdir` holds another experiment than `config`."""
-    new, old = (dict(_leaves(json.loads(to_json(c)))) for c in (config, stored))
+    new, old = identity(config), identity(stored)
     differing = [
         name
         for name in sorted(new.keys() | old.keys())
-        if new.get(name) != old.get(name) and not _MAY_DIFFER.fullmatch(name)
+        if new.get(name) != old.get(name)
     ]
     if differing:
         shown = "\n".join(

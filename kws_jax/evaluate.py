@@ -7,10 +7,11 @@ Prints the accuracy in each condition; `--output=FILE` keeps rows as in results.
 
 from absl import flags
 
-from kws_jax import command_line
+from kws_jax import command_line, distributed
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished experiment.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the rows of results.")
+distributed.define_flags()
 _GROUPS = ("data", "evaluation")
 
 
@@ -21,6 +22,7 @@ def _define_overrides(argv: list[str]) -> None:
 def main(argv: list[str]) -> None:
     """Checks the flags, then measures."""
     config, folder = command_line.stored_experiment(argv, _WORKDIR.value, _GROUPS)
+    distributed.start_by_flags()
     from kws_jax import experiment
 
     experiment.evaluate(config, folder, _OUTPUT.value)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from kws_jax import config as configs
+from kws_jax import scaling, together
 from kws_jax.data import pipeline
 from kws_jax.data.conditions import CLEAN
 from kws_jax.errors import UserError
@@ -44,12 +45,14 @@ def run(
     console = Console(highlight=False)
     logging.set_verbosity(logging.ERROR)
     folder = Path(workdir)
+    config = scaling.resolve(config, jax.device_count(), console.print)
+    together.check_same("a config", configs.identity(config))
     check_workdir(config, folder)
     parts = build_parts(config, console)
     dispatch.check(parts, folder)
     detection.check(parts)
     claim_workdir(parts, folder)
-    if jax.process_index() == 0:
+    if together.is_first():
         write_json(folder / "command.json", list(arguments))
     _print_pipeline_speed(parts, console)
     rows: list[dict[str, Any]] = []
@@ -57,7 +60,7 @@ def run(
         rows += dispatch.run(parts, index, folder)
     rows += final_test(parts, folder, write=True)
     rows += detection.final_test(parts, folder, console)
-    if jax.process_index() == 0:
+    if together.is_first():
         write_json(folder / "results.json", rows)
         with saving(folder / "report.html"):
             write_report(folder)
@@ -86,6 +89,7 @@ def claim_workdir(parts: Parts, folder: Path) -> None:
       UserError: where it was started on other data, or cannot be written.
     """
     task = {"labels": list(parts.labels), "fingerprint": parts.fingerprint}
+    together.check_same("data", task)
     if (folder / TASK_FILE).exists():
         stored = json.loads((folder / TASK_FILE).read_text())
         if stored != task:
@@ -93,7 +97,7 @@ def claim_workdir(parts: Parts, folder: Path) -> None:
                 f"--workdir={folder} was started on other data (other clips, "
                 "labels or noise); choose another --workdir, or restore the data."
             )
-    if jax.process_index() == 0:
+    if together.is_first():
         with saving(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.json", configs.to_json(parts.config))
@@ -101,6 +105,7 @@ def claim_workdir(parts: Parts, folder: Path) -> None:
         if parts.flipped:
             write_json(folder / "flipped_labels.json", parts.flips())
     networks.keep_given_genotype(parts, folder)
+    together.wait("claim of the workdir")
 
 
 def evaluate(config: ConfigDict, folder: Path, output: str) -> list[dict[str, Any]]:
@@ -116,7 +121,7 @@ def evaluate(config: ConfigDict, folder: Path, output: str) -> list[dict[str, An
     logging.set_verbosity(logging.ERROR)
     parts = parts_of_trained(config, folder, console)
     rows = final_test(parts, folder, write=False)
-    if jax.process_index() == 0:
+    if together.is_first():
         print_results(rows, console)
         if output:
             write_json(output, rows)
@@ -201,7 +206,7 @@ def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any
     )
     if write:
         filters.keep_filters(parts, network, folder)
-    if write and jax.process_index() == 0:
+    if write and together.is_first():
         write_json(
             folder / "evaluation.json",
             {"labels": parts.labels, "confusion": confusion},

@@ -9,7 +9,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from kws_jax import command_line, config, runtime
+from kws_jax import command_line, config, distributed, runtime
 from kws_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -18,6 +18,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for checkpoints, logs, results and the report."
 )
+distributed.define_flags()
 
 
 def _check_arguments(argv: list[str]) -> None:
@@ -39,9 +40,12 @@ def main(argv: list[str]) -> None:
     config.check(_CONFIG.value)
     runtime.configure(_CONFIG.value.data.cache_dir)
     # After the checks: this imports JAX and TensorFlow.
+    distributed.start_by_flags()
     from kws_jax import experiment
 
-    arguments = command_line.without("workdir", sys.argv[1:])
+    arguments = sys.argv[1:]
+    for flag in ("workdir", *distributed.VARIABLES):
+        arguments = command_line.without(flag, arguments)
     experiment.run(_CONFIG.value, _WORKDIR.value, arguments)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kws_jax import config as configs
+from kws_jax import together
 from kws_jax.data import (
     held_out,
     pipeline,
@@ -123,7 +124,10 @@ def open_data(config: ConfigDict, console: Console) -> OpenedData:
 def _open_corpus(config: ConfigDict, protocol: str, console: Console) -> Corpus:
     data = config.data
     console.print(f"Data: opening {data.source} {data.dir}".rstrip())
-    with _preparation(console) as progress:
+    with (
+        together.first_process_first("data"),
+        _preparation(console) as progress,
+    ):
         return sources.open_corpus(
             data.source,
             data_dir=data.dir,
@@ -201,7 +205,10 @@ def _with_synthetic_unknown(
     words = synthetic_unknown.choose_words(
         configs.words(settings.words), keywords, unheard
     )
-    with _preparation(console) as progress:
+    with (
+        together.first_process_first("synthetic unknown words"),
+        _preparation(console) as progress,
+    ):
         spoken = synthetic_unknown.open_words(
             words,
             count,

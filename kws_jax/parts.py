@@ -93,11 +93,11 @@ class Parts(OpenedData, Setup):
         )
 
     def selection(
-        self, split: Split, stage: ConfigDict, *, stream: int = 0
+        self, split: Split, stage: ConfigDict, *, stream: int = 0, whole: bool = False
     ) -> Callable[[int], draws.Selection]:
-        """What `train_batches` selects at a step: one process's share of it."""
+        """What `train_batches` selects at a step: a process's share, or the `whole`."""
         drawing = {"seed": self.config.data.seed + stream * _STREAM_STRIDE}
-        drawing |= _processes()
+        drawing |= {} if whole else _processes()
         if stage.kind == "embed":
             return tuples.tuple_selection(
                 split.labels,

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from kws_jax import together
 from kws_jax.errors import UserError, nearest
 from kws_jax.models import acoustic_dnn
 from kws_jax.objectives import data_parameters as objective
@@ -140,7 +141,7 @@ class StageTable:
     def _log(
         self, log: JsonLines, plan: StagePlan, step: int, state: TrainState
     ) -> None:
-        if jax.process_index() != 0:
+        if not together.is_first():
             return
         table = jax.device_get(state.trees[DATA_PARAMETERS])
         first = max(0, step - math.ceil(plan.steps_per_epoch))
@@ -160,7 +161,7 @@ class StageTable:
         """
         train = self.parts.task.train
         recipe = self.parts.recipe(train, self.stage)
-        select = self.parts.selection(train, self.stage)
+        select = self.parts.selection(train, self.stage, whole=True)
         inputs = [recipe.inputs(select(step)) for step in steps]
         index, level = (
             np.concatenate([one[name] for one in inputs])
@@ -171,7 +172,7 @@ class StageTable:
 
     def write_summary(self, state: TrainState) -> None:
         """Records the last values, and the clips with the largest σ to listen to."""
-        if jax.process_index() != 0:
+        if not together.is_first():
             return
         table = jax.device_get(state.trees[DATA_PARAMETERS])
         start = self.trees()[DATA_PARAMETERS]
@@ -203,7 +204,7 @@ def create_stage_table(parts: Parts, index: int, folder: Path) -> StageTable | N
         return None
     table = _table_of(parts, stage, folder)
     _check_facts(table, index)
-    if jax.process_index() == 0:
+    if together.is_first():
         where = runner.stage_folder(parts, index, folder)
         with saving(where):
             where.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from kws_jax import together
 from kws_jax.data.conditions import CLEAN
 from kws_jax.data.corpus import TEST, VALIDATION, Split
 from kws_jax.data.stream import Bed, StreamSettings, plan_stream, render
@@ -142,7 +143,7 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
         "streams": told,
         "rows": rows,
     }
-    if jax.process_index() == 0:
+    if together.is_first():
         write_json(folder / FILE, kept)
     return rows
 

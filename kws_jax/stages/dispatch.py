@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from kws_jax import together
 from kws_jax.data.conditions import Condition
 from kws_jax.data.mixing import check_condition
 from kws_jax.errors import UserError
@@ -70,6 +69,7 @@ def check(parts: Parts, folder: Path) -> None:
             embed.check(parts, stage)
         if "batch_size" in stage:
             sharding.check_batch_size(stage.batch_size, parts.mesh)
+            parts.selection(parts.task.train, stage)
         for field in _OPTIMIZERS:
             if field in stage:
                 create_optimizer(stage[field], total_steps=1, steps_per_epoch=1.0)
@@ -93,8 +93,10 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     """Runs stage `index`, unless it is done; returns its rows for results.json."""
     stage = parts.config.stages[index]
     done = runner.stage_folder(parts, index, folder) / runner.DONE_FILE
-    if done.exists():
-        return json.loads(done.read_text())
+    here = together.is_first() and done.exists()
+    rows = together.agreed(json.loads(done.read_text()) if here else None)
+    if rows is not None:
+        return rows
     if stage.kind in _FINDS_GENOTYPE and not networks.finds_genotype(parts):
         print(
             f"Stage {stage.name!r} left out: "
@@ -102,11 +104,12 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         )
         return []
     rows = KINDS[stage.kind](parts, index, folder)
-    if jax.process_index() == 0:
+    if together.is_first():
         with saving(done):
             done.parent.mkdir(parents=True, exist_ok=True)
         write_json(done, rows)
-    return rows
+    # The others wait here for all that process 0 has written.
+    return together.agreed(rows)
 
 
 def finished_network(setup: Setup, folder: Path) -> networks.Network:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from kws_jax import together
 from kws_jax.parts import Parts
 from kws_jax.search.random_search import random_genotype
 from kws_jax.stages import networks, proxyless_space, search
@@ -20,6 +21,8 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
 
     For the MBConv network: from the part of its space that is within the limits.
     """
+    if not together.is_first():
+        return []
     if draws_layers(parts, parts.config.stages[index]):
         networks.keep_layers(parts, proxyless_space.random_layers(parts), folder)
         return []

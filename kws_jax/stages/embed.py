@@ -3,6 +3,7 @@
 The head stays as it is; a stage "train" with `trained_part='head'` comes after.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from kws_jax.stages import networks, runner, train, training_run
 from kws_jax.stages.epochs import EPOCH, with_epoch
 from kws_jax.stages.learner import features_for_training
 from kws_jax.stages.validation import LogitsOf
+from kws_jax.training import sharding
 from kws_jax.training.optimizers import create_optimizer, for_part
 from kws_jax.training.state import WEIGHTS, TrainState, variables_of
 from kws_jax.training.step import LossFn, make_train_step
@@ -159,7 +161,7 @@ def class_means(
     some = some_of_each_class(parts.task.train)
     labels = len(parts.labels)
 
-    @jax.jit
+    @functools.partial(sharding.jit_replicated, mesh=parts.mesh)
     def sums(state: TrainState, batch: dict[str, jax.Array]) -> Any:
         embeddings = embedding_of(state, parts.frontend(batch["audio"]))
         members = jax.nn.one_hot(batch["label"], labels) * batch["mask"][:, None]

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from kws_jax import together
 from kws_jax.data.noise_folder import UNSEEN
 from kws_jax.evaluation import separation, testing
 from kws_jax.evaluation.metrics import result
@@ -62,7 +63,7 @@ def measure(
                     len(labels),
                 )
             )
-    if folder is not None and jax.process_index() == 0:
+    if folder is not None and together.is_first():
         arrays |= {"label": split.labels, "name": np.asarray(split.names, str)}
         with saving(folder / FILE):
             np.savez_compressed(folder / FILE, **_any(arrays))

@@ -89,7 +89,10 @@ def _from_host(
     repeats: Sequence[int],
 ) -> Feed:
     def jitted(step: Step) -> Callable[..., tuple[TrainState, Any]]:
-        return parts.once(("from host", step), lambda: jax.jit(step, donate_argnums=0))
+        return parts.once(
+            ("from host", step),
+            lambda: sharding.jit_replicated(step, parts.mesh, donate_argnums=0),
+        )
 
     def batches_from(start: int) -> Iterator[tuple[Any, ...]]:
         streams = (
@@ -166,7 +169,7 @@ def _on_device(
 
             return jax.lax.scan(one, state, inputs)
 
-        return jax.jit(call, donate_argnums=0)
+        return sharding.jit_replicated(call, parts.mesh, donate_argnums=0)
 
     def step_fn(state: TrainState, numbered: Any) -> tuple[TrainState, Any]:
         number, inputs = numbered

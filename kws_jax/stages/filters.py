@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kws_jax import together
 from kws_jax.errors import UserError
 from kws_jax.models.learned_frontend import SincConv, create_filters
 from kws_jax.parts import Parts, Setup
@@ -42,9 +43,10 @@ def keep_filters(setup: Setup, network: Network, folder: Path) -> None:
     """Writes `filters.json`, if the front end was learned: see `describe`."""
     frontend = setup.frontend
     layer = create_filters(frontend.name, frontend.settings, frontend.shape[1])
-    if layer is None or jax.process_index() != 0:
+    if layer is None or not together.is_first():
         return
-    trained = {"params": network.variables["params"]["frontend"]}
+    # Copies of its own, as process 0 computes with them alone.
+    trained = jax.device_get({"params": network.variables["params"]["frontend"]})
     rate = frontend.settings["sample_rate"]
     found = {
         "name": frontend.name,

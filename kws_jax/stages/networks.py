@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kws_jax import together
 from kws_jax.errors import UserError
 from kws_jax.evaluation.frame_scores import FrameScorer, create_frame_scorer
 from kws_jax.models import counting, front_filter
@@ -95,7 +96,7 @@ def keep_given_genotype(setup: Setup, folder: Path) -> None:
             f"config.network.{field}={name} is not the network that is trained in "
             f"{folder}; choose another --workdir."
         )
-    if jax.process_index() == 0:
+    if together.is_first():
         keep: dict[str, Callable[[], None]] = {
             "genotype": lambda: keep_genotype(given, folder),
             "layers": lambda: keep_layers(setup, given, folder),

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from kws_jax import together
 from kws_jax.data.corpus import Split
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts
@@ -78,7 +79,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         schedule=schedule,
         **more,
     )
-    if every and jax.process_index() == 0:
+    if every and together.is_first():
         found = jax.device_get(trained.state.trees[ARCHITECTURE])
         networks.keep_layers(parts, derive(found, space, costs, bounds), folder)
     return trained.rows(trained.duration)
@@ -212,7 +213,7 @@ def _step_at(
 def _log_architecture(
     space: MBConvSpace, log: JsonLines, plan: StagePlan, step: int, state: TrainState
 ) -> None:
-    if jax.process_index() != 0:
+    if not together.is_first():
         return
     alphas = jax.device_get(state.trees[ARCHITECTURE])
     log.append(

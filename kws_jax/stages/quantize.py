@@ -12,6 +12,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from kws_jax import together
 from kws_jax.errors import UserError
 from kws_jax.models.counting import count_parameters
 from kws_jax.parts import Parts, Setup
@@ -217,8 +218,10 @@ def _ranges(
 ) -> calibration.Ranges:
     """Ranges of activations, measured once: a stage that is taken up keeps its own."""
     path, stage = _ranges_file(parts, index, folder), parts.config.stages[index]
-    if path.exists():
-        return json.loads(path.read_text())
+    kept = together.is_first() and path.exists()
+    ranges = together.agreed(json.loads(path.read_text()) if kept else None)
+    if ranges is not None:
+        return ranges
     batches = parts.train_batches(parts.task.train, stage, 0)
     features = jax.jit(parts.frontend)
     ranges = calibration.measure_ranges(
@@ -231,15 +234,15 @@ def _ranges(
             for batch in itertools.islice(batches, stage.calibration_batches)
         ),
     )
-    if jax.process_index() == 0:
+    if together.is_first():
         with saving(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, ranges)
-    return ranges
+    return together.agreed(ranges)
 
 
 def _tell_unfolded(sites: Sites) -> None:
-    if sites.unfolded and jax.process_index() == 0:
+    if sites.unfolded and together.is_first():
         print(
             "Batch norms that stay in float, as no quantised layer stands right before "
             f"them: {', '.join(sites.unfolded)}"

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from kws_jax import together
 from kws_jax.data.tuples import tuple_classes
 from kws_jax.errors import UserError
 from kws_jax.parts import Parts, Setup
@@ -92,6 +93,8 @@ def run_stage(
     checkpoints = StageCheckpoints(stage_folder(parts, index, folder))
     metrics_log = JsonLines(folder / "metrics.jsonl")
     title = f"{plan.name} (may end early)" if rule.may_end_early else plan.name
+    if jax.process_count() > 1:
+        together.check_same(f"a start of stage {plan.name!r}", sharding.digest(state))
     state = sharding.replicate(state, parts.mesh)
     state, notes = loop.train_stage(
         plan,
@@ -194,8 +197,6 @@ class _Reporter:
         self._progress.advance(n, **fields)
 
     def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
-        if jax.process_index() != 0:
-            return
         epoch = step / self._plan.steps_per_epoch
         self._log.append(
             stage=self._plan.name, step=step, epoch=epoch, split=split, **metrics
@@ -203,10 +204,23 @@ class _Reporter:
         self._board.write(f"{self._plan.name}/{split}", step, metrics)
 
 
+class _Silent:
+    """Reports nothing: what another process than the first has to say."""
+
+    def advance(self, n: int = 1, **fields: Any) -> None:
+        pass
+
+    def write(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def _reporter(
     plan: loop.StagePlan, title: str, start: int, folder: Path, log: JsonLines
-) -> Iterator[_Reporter]:
+) -> Iterator[loop.Reporter]:
+    if not together.is_first():
+        yield _Silent()
+        return
     board = TensorBoard(folder / "tensorboard")
     with progress_bar(title, plan.total_steps, start) as progress:
         try:

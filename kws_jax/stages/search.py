@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from kws_jax import together
 from kws_jax.data.corpus import Split
 from kws_jax.errors import UserError
 from kws_jax.models.tc_resnet import BLOCKS, STEM_CHANNELS
@@ -178,7 +179,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     )
     architecture_weights = jax.device_get(trained.state.trees[ARCHITECTURE])
     genotype = method.derive(architecture_weights, space)
-    if jax.process_index() == 0:
+    if together.is_first():
         networks.keep_genotype(genotype, folder)
     return trained.rows(trained.duration)
 
@@ -248,7 +249,7 @@ def _log_architecture(
     step: int,
     state: TrainState,
 ) -> None:
-    if jax.process_index() != 0:
+    if not together.is_first():
         return
     weights = method.op_weights(jax.device_get(state.trees[ARCHITECTURE]))
     log.append(

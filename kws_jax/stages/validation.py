@@ -13,6 +13,7 @@ from kws_jax.data.conditions import CLEAN, Condition
 from kws_jax.evaluation.metrics import result, wilson_interval
 from kws_jax.objectives.registry import OBJECTIVES, Objective
 from kws_jax.parts import Parts, condition_of
+from kws_jax.training import sharding
 from kws_jax.training.state import TrainState
 
 # Conditions as results.json names them.
@@ -69,7 +70,10 @@ def make_validation(
         loss = loss_of(logits, batch["label"], mask)
         return {"loss": loss * mask.sum(), "right": right.sum(), "count": mask.sum()}
 
-    jitted = parts.once(("validation", logits_of, loss_of), lambda: jax.jit(measure))
+    jitted = parts.once(
+        ("validation", logits_of, loss_of),
+        lambda: sharding.jit_replicated(measure, parts.mesh),
+    )
 
     def validate(state: TrainState) -> dict[str, float]:
         context = context_of(state)

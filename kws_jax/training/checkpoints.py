@@ -10,6 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from kws_jax import together
 from kws_jax.errors import UserError
 
 PyTree = Any
@@ -111,9 +112,21 @@ class StageCheckpoints:
 def _manager(
     directory: epath.Path, keep: int, read_only: bool
 ) -> ocp.CheckpointManager:
+    if not read_only and together.is_first():
+        with saving(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+    together.wait(f"{directory}")
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
-        create=not read_only,
+        # Processes that are named wait for each other through the coordinator: by
+        # default it is through a device of each, which locks up fake devices of CPUs.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            active_processes=set(range(jax.process_count())),
+            barrier_sync_key_prefix=f"{directory}",
+        )
+        if jax.process_count() > 1
+        else ocp.options.MultiprocessingOptions(),
+        create=False,
         # Orbax's own option `read_only` warns of what it leaves out at every start.
         cleanup_tmp_directories=not read_only,
         enable_async_checkpointing=False,

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from kws_jax import together
 from kws_jax.training import finiteness
 from kws_jax.training.checkpoints import StageCheckpoints
 from kws_jax.training.logs import JsonLines
@@ -121,7 +122,7 @@ def train_stage(
     elif rule.starts_from_best:
         checkpoints.save_best(int(state.step), without_optimizers(state), notes)
     start = int(state.step)
-    if jax.process_index() == 0:
+    if together.is_first():
         for log in logs:
             log.rewind(plan.name, start, later_stages)
     if start >= plan.total_steps or notes.get("stopped"):
@@ -138,7 +139,8 @@ def train_stage(
             if validation or step % plan.log_every == 0:
                 window.flush(report)
             if validation:
-                measures = validate(state)
+                # What follows from them must not differ between processes.
+                measures = together.agreed(validate(state))
                 # The loss of a step is that before its update: weights that this
                 # update broke must not become the last good checkpoint.
                 window.check(step, measures["loss"], "validation loss")

@@ -1,6 +1,7 @@
 """A 1-D mesh over all devices: batches are split over it, states are replicated."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,22 +14,54 @@ _AXIS = "data"
 
 
 def data_mesh() -> Mesh:
-    """The mesh over all devices of all processes."""
-    return Mesh(np.asarray(jax.devices()), (_AXIS,))
+    """The mesh over all devices of all processes, process by process.
+
+    So the rows of a global batch are those of process 0, then those of process 1, ….
+    """
+    devices = sorted(jax.devices(), key=lambda one: (one.process_index, one.id))
+    return Mesh(np.asarray(devices), (_AXIS,))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+def check_batch_size(batch_size: int, mesh: Mesh, name: str = "batch_size") -> None:
     """Raises UserError unless every device gets the same share of a batch."""
     if batch_size % mesh.size:
         raise UserError(
-            f"batch_size = {batch_size} cannot be divided over {mesh.size} devices; "
+            f"{name} = {batch_size} cannot be divided over {mesh.size} devices; "
             f"take a multiple, for example {-(-batch_size // mesh.size) * mesh.size}."
         )
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a whole copy of `tree` on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Puts a whole copy of `tree` on every device; all processes have the same."""
+    place = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, place)
+    return jax.tree.map(lambda leaf: _on_all_devices(leaf, place), tree)
+
+
+def _on_all_devices(leaf: Any, place: NamedSharding) -> jax.Array:
+    # device_put would compare the leaf between the processes, each in a program.
+    value = np.asarray(leaf)
+    return jax.make_array_from_callback(value.shape, place, lambda index: value[index])
+
+
+def jit_replicated(function: Callable, mesh: Mesh, **options: Any) -> Any:
+    """`jax.jit` of a function of which every device, and process, gets all results.
+
+    Without this, the compiler chooses where results lie.
+    """
+    if mesh.size > 1:
+        options["out_shardings"] = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(function, **options)
+
+
+def digest(tree: Any) -> str:
+    """Tells trees of other values, to the bit, apart."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        value = np.asarray(leaf)
+        found.update(f"{path} {value.dtype} {value.shape}".encode() + value.tobytes())
+    return found.hexdigest()
 
 
 def replicated_like(tree: Any, mesh: Mesh) -> Any:

@@ -1,0 +1,157 @@
+"""One process of a rehearsed pod: runs small experiments and writes what came out.
+
+    python -m pod_rehearsal OUT STEPS CASE …
+
+It is started by `launch/local_pod.py`, or alone for the layout 1×1. OUT gets the
+workdir of each case, and from process 0 `CASE.npz` (the last state of each stage, by
+stage and path) and `CASE.json` (seconds, rows of results).
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from kws_jax import command_line, distributed
+
+# Small rates: sums of another order differ in the seventh digit, and large steps
+# through batch norms and roundings would soon make more of it. Adam makes whole steps
+# even of gradients that are nothing but such digits.
+RATE, ADAM_RATE = 1e-4, 2e-5
+CLIPS, BATCH = 46, 8
+
+
+def searching(steps):
+    """AutoKWS with noise on its skips, on a skeleton of two layers."""
+    from configs import autokws
+    from kws_jax.search.space import SearchSpace
+    from kws_jax.stages import search
+
+    config = autokws.get_config("noisydarts,cpu").unlock()
+    first = config.stages[0]
+    first.update(epochs=0.0, steps=steps, batch_size=BATCH)
+    first.optimizer.learning_rate = RATE
+    config.stages = (first,)
+    search.create_space = lambda parts: SearchSpace(
+        strides=(1, 2), channels=(4, 6), stem_channels=4, shortcut="1x1", se_reduction=2
+    )
+    return config
+
+
+def data_parameters(steps):
+    """Labels and clips with temperatures, in noise; then 4 bits with learned ranges."""
+    from configs import data_parameters, quantized
+
+    config = data_parameters.get_config("joint,tc_resnet8,cpu").unlock()
+    config.network.width = 0.25
+    first = config.stages[0]
+    first.update(epochs=0.0, steps=steps, batch_size=BATCH)
+    first.data_parameters.snr_edges_db = (0.0,)
+    first.optimizer.learning_rate = RATE
+    config = quantized.add_quantization(config, "w4a4")
+    config.stages[1].update(steps=steps, calibration_batches=2)
+    return config
+
+
+def curriculum(steps):
+    """Two stages of the curriculum: mixup, masks, noise, rooms, one optimiser."""
+    from configs import convmixer
+
+    config = convmixer.get_config("curriculum,tc_resnet8,cpu").unlock()
+    config.network.width = 0.25
+    config.stages = (config.stages[0], config.stages[-1])
+    for stage in config.stages:
+        stage.update(epochs=0.0, steps=steps, batch_size=BATCH)
+        stage.optimizer.update(learning_rate=ADAM_RATE, schedule="constant")
+    return config
+
+
+CASES = {f.__name__: f for f in (searching, data_parameters, curriculum)}
+
+
+def parts_of(case, steps):
+    """The parts of a case, on random clips."""
+    from tiny_parts import tiny_parts
+
+    config = CASES[case](steps)
+    config.log_every_steps = 1
+    config.data.rooms = ""
+    # Of 16 clips 4 are left for a second batch, in which two of four devices have none.
+    config.evaluation.update(batch_size=12, snr_db=(0.0,))
+    for stage in config.stages:
+        # Two validations, the second one at the end.
+        clips = CLIPS // 2 if stage.kind == "search" else CLIPS
+        stage.eval_every_epochs = -(-steps // 2) * BATCH / clips
+    return tiny_parts(config, clips=CLIPS)
+
+
+def run(case, steps, out, stages=None):
+    """Runs stages of a case (all of them by default), and the test of what is left."""
+    import jax
+    import numpy as np
+
+    from kws_jax import experiment, together
+    from kws_jax.stages import dispatch, runner
+
+    parts, folder = parts_of(case, steps), out / case
+    began, states, run_stage = time.monotonic(), {}, runner.run_stage
+
+    def kept(parts, index, *arguments, **settings):
+        state, notes = run_stage(parts, index, *arguments, **settings)
+        found = jax.tree_util.tree_leaves_with_path(state)
+        for path, leaf in found:
+            name = f"{index}{jax.tree_util.keystr(path)}"
+            states[name] = np.asarray(leaf)
+        return state, notes
+
+    runner.run_stage = kept
+    experiment.claim_workdir(parts, folder)
+    rows = []
+    for index in range(len(parts.config.stages)) if stages is None else stages:
+        rows += dispatch.run(parts, index, folder)
+    if parts.config.stages[-1].kind != "search" and stages is None:
+        rows += experiment.final_test(parts, folder, write=True)
+    runner.run_stage = run_stage
+    if together.is_first():
+        np.savez(out / f"{case}.npz", **states)
+        told = {"seconds": time.monotonic() - began, "rows": rows}
+        (out / f"{case}.json").write_text(json.dumps(told))
+
+
+def fail(kind):
+    """Process 1 ends by an error of the user's, of ours, or by a kill."""
+    import os
+
+    import jax
+
+    from kws_jax import together
+    from kws_jax.errors import UserError
+
+    together.wait("all are here")
+    if jax.process_index() == 1:
+        if kind == "user":
+            raise UserError("process 1 has found something wrong")
+        if kind == "kill":
+            os.kill(os.getpid(), 9)
+        raise RuntimeError("process 1 has a bug")
+    together.wait("what never comes")
+
+
+def main(argv):
+    """Runs the cases that the arguments name."""
+    from absl import logging
+
+    _, out, steps, *cases = argv
+    logging.set_verbosity(logging.ERROR)
+    distributed.start(distributed.settings({}))
+    if steps == "fail":
+        fail(cases[0])
+    for case in cases:
+        name, _, stages = case.partition(":")
+        chosen = [int(stage) for stage in stages.split(",")] if stages else None
+        run(name, int(steps), Path(out), chosen)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
+    sys.exit(0)

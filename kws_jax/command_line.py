@@ -1,6 +1,10 @@
-"""What the programs share: errors for the user become one message and exit code 2."""
+"""What the programs share: whatever ends them early becomes one message.
+
+Exit codes: 2 for what the user can mend, and those of `errors.Interrupted`.
+"""
 
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,13 +15,22 @@ from ml_collections import ConfigDict, config_flags
 
 from kws_jax import config as configs
 from kws_jax import distributed, runtime
-from kws_jax.errors import UserError
+from kws_jax.errors import Interrupted, UserError
 
 
 def stop(message: object) -> NoReturn:
     """Prints `message` and ends the program, all its processes, with code 2."""
     print(f"error: {message}", file=sys.stderr)
     distributed.leave(2, message)
+
+
+def interrupted(request: Interrupted) -> NoReturn:
+    """Tells why the program ends, and ends it with the code of the request."""
+    print(f"stopped by {request}", file=sys.stderr)
+    # Schedulers repeat their signal, which must not change the code.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    distributed.finish()
+    sys.exit(request.exit_code)
 
 
 def run(
@@ -45,8 +58,12 @@ def run(
             distributed.finish()
         except UserError as error:
             stop(error)
+        except Interrupted as request:
+            interrupted(request)
         except KeyboardInterrupt:
-            stop("interrupted; the same command goes on from the last checkpoint.")
+            now = Interrupted(signal.SIGINT)
+            print(f"stopped by {now}", file=sys.stderr)
+            distributed.leave(now.exit_code, now)
         except Exception as error:
             if distributed.client() is None:
                 raise

@@ -1,6 +1,7 @@
-"""The one exception that is meant for the user's eyes."""
+"""What is meant for the user's eyes: one exception for mistakes, one for requests."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -10,6 +11,26 @@ class UserError(Exception):
     The message says what was wrong (naming the file or field), what was expected and
     what to do. The command-line programs print it without a traceback and exit with 2.
     """
+
+
+class Interrupted(BaseException):
+    """The run was asked to end, by `number` (SIGTERM or SIGINT), and does.
+
+    Nothing that was `saved` is lost; the same command goes on from there. No Exception,
+    so that nothing takes it for a failure.
+
+    Attributes:
+      exit_code: 75 after SIGTERM (EX_TEMPFAIL of sysexits.h, "try again later": what a
+        scheduler may start again), 130 after Ctrl-C (as shells have it).
+    """
+
+    def __init__(self, number: int, saved: str = "") -> None:
+        self.exit_code = 130 if number == signal.SIGINT else 75
+        where = saved or "what was saved before stays"
+        super().__init__(
+            f"{signal.Signals(number).name}: {where}; the same command goes on from "
+            "there."
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

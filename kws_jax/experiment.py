@@ -29,7 +29,9 @@ from kws_jax.stages import (
     filters,
     networks,
 )
+from kws_jax.training import preemption
 from kws_jax.training.checkpoints import saving, write_json, write_text
+from kws_jax.training.workdir_lock import WorkdirLock, local_folder
 
 
 def run(
@@ -41,16 +43,29 @@ def run(
 
     Raises:
       UserError: for everything the user can mend; what was saved stays.
+      Interrupted: after SIGTERM or Ctrl-C, see `preemption`.
     """
     console = Console(highlight=False)
     logging.set_verbosity(logging.ERROR)
-    folder = Path(workdir)
+    folder = local_folder(workdir)
+    with preemption.watched(), WorkdirLock(folder) as lock:
+        return _run(config, folder, lock, arguments, console)
+
+
+def _run(
+    config: ConfigDict,
+    folder: Path,
+    lock: WorkdirLock,
+    arguments: Sequence[str],
+    console: Console,
+) -> list[dict[str, Any]]:
     config = scaling.resolve(config, jax.device_count(), console.print)
     together.check_same("a config", configs.identity(config))
     check_workdir(config, folder)
     parts = build_parts(config, console)
     dispatch.check(parts, folder)
     detection.check(parts)
+    lock.take(make=True)
     claim_workdir(parts, folder)
     if together.is_first():
         write_json(folder / "command.json", list(arguments))
@@ -141,6 +156,11 @@ def detect(config: ConfigDict, folder: Path) -> None:
     console = Console(highlight=False)
     logging.set_verbosity(logging.ERROR)
     parts = parts_of_trained(config, folder, console)
+    with WorkdirLock(folder):
+        _detect(parts, folder, console)
+
+
+def _detect(parts: Parts, folder: Path, console: Console) -> None:
     rows = detection.measure(parts, folder, console)
     results = folder / "results.json"
     if not results.exists():

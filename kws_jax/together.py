@@ -57,6 +57,21 @@ def agreed(value: T) -> T:
     return json.loads(distributed.client().blocking_key_value_get(key, _WAIT_MS))
 
 
+def any_of(value: bool) -> bool:
+    """Whether `value` is true on any process."""
+    count = jax.process_count()
+    if count == 1:
+        return value
+    key = f"kws_jax/{next(_numbers)}/any"
+    client = distributed.client()
+    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
+    told = (f"{key}/{number}" for number in range(count))
+    return agreed(
+        is_first()
+        and any(json.loads(client.blocking_key_value_get(k, _WAIT_MS)) for k in told)
+    )
+
+
 def check_same(what: str, value: object) -> None:
     """Raises UserError where this process has another JSON value than process 0."""
     if agreed(value) != value:

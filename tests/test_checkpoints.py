@@ -129,18 +129,83 @@ def test_reading_changes_nothing(saved, tmp_path, open_at):
     "pattern",
     ["state/d/*", "state/manifest.ocdbt", "state/_METADATA", "notes/metadata"],
 )
-def test_a_damaged_checkpoint_is_named(pattern, damage, saved, tmp_path, open_at):
+def test_instead_of_a_damaged_checkpoint_the_one_before_is_taken(
+    pattern, damage, saved, tmp_path, open_at, capfd
+):
     shutil.copytree(saved, tmp_path / "stage")
-    for file in (tmp_path / "stage" / "last" / "9").glob(pattern):
+    damaged = tmp_path / "stage" / "last" / "9"
+    for file in damaged.glob(pattern):
         content = file.read_bytes()
         if damage == "removed":
             file.unlink()
         else:
             file.write_bytes(content[: len(content) // 2 * (damage == "truncated")])
-    kept = open_at(tmp_path / "stage", read_only=True)
+    # Of a stage that is over, nothing but its end will do.
     with pytest.raises(UserError, match="is damaged") as caught:
+        open_at(tmp_path / "stage", read_only=True).restore_last(make_state())
+    assert str(damaged) in str(caught.value)
+    assert len(str(caught.value)) < 800
+    restored, notes = open_at(tmp_path / "stage").restore_last(make_state())
+    chex.assert_trees_all_equal(restored, make_state(5))
+    assert notes == {"step": 5}
+    assert not damaged.exists()
+    told = capfd.readouterr().err
+    assert told.count("note: ") == 1
+    assert f"{damaged} was damaged and is removed" in told
+    assert "goes on from step 5" in told
+
+
+@pytest.mark.parametrize("kind", ["last", "best"])
+def test_where_no_checkpoint_is_whole_it_is_told(kind, saved, tmp_path, open_at):
+    shutil.copytree(saved, tmp_path / "stage")
+    shutil.copytree(tmp_path / "stage" / "last" / "9", tmp_path / "stage/best/9")
+    for file in (tmp_path / "stage").glob("*/*/notes/metadata"):
+        file.write_text("{")
+    kept = open_at(tmp_path / "stage")
+    with pytest.raises(UserError, match="is damaged") as caught:
+        (kept.restore_last if kind == "last" else kept.restore_best)(make_state())
+    assert f"{kind}/9" in str(caught.value)
+    assert f"remove {tmp_path / 'stage'}:" in str(caught.value)
+    with pytest.raises(UserError, match="is damaged"):
+        kept.last_notes()
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_no_changed_bit_is_taken_for_what_was_saved(number, saved, tmp_path, open_at):
+    """In the largest files, where the values are."""
+    shutil.copytree(saved, tmp_path / "stage")
+    files = [p for p in (tmp_path / "stage/last/9").rglob("*") if p.is_file()]
+    rng = np.random.default_rng(number)
+    file = sorted(files, key=lambda path: path.stat().st_size)[-1 - number % 4]
+    content = bytearray(file.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    file.write_bytes(content)
+    restored, notes = open_at(tmp_path / "stage").restore_last(make_state())
+    chex.assert_trees_all_equal(restored, make_state(notes["step"]))
+
+
+def test_values_of_another_checkpoint_are_found_out(saved, tmp_path, open_at):
+    """Files that are whole in themselves, and not what was saved."""
+    shutil.copytree(saved, tmp_path / "stage")
+    last = tmp_path / "stage" / "last"
+    shutil.rmtree(last / "9" / "state")
+    shutil.copytree(last / "5" / "state", last / "9" / "state")
+    kept = open_at(tmp_path / "stage", read_only=True)
+    with pytest.raises(UserError, match="not those that were saved"):
         kept.restore_last(make_state())
-    assert str(tmp_path / "stage" / "last" / "9") in str(caught.value)
+    notes = json.loads((last / "9/notes/metadata").read_text())
+    (last / "9/notes/metadata").write_text(json.dumps(notes | {"step": 8}))
+    with pytest.raises(UserError, match="notes are not those that were saved"):
+        open_at(tmp_path / "stage", read_only=True).last_notes()
+
+
+def test_a_checkpoint_without_digests_is_taken_as_it_is(saved, tmp_path, open_at):
+    shutil.copytree(saved, tmp_path / "stage")
+    file = tmp_path / "stage/last/9/notes/metadata"
+    file.write_text(json.dumps({"step": 9}))
+    restored, notes = open_at(tmp_path / "stage").restore_last(make_state())
+    chex.assert_trees_all_equal(restored, make_state(9))
+    assert notes == {"step": 9}
 
 
 def test_removing_a_damaged_checkpoint_leaves_the_one_before(saved, tmp_path, open_at):
@@ -246,8 +311,8 @@ def test_a_full_disk_while_writing_a_file_keeps_the_former_file(small_disk):
     assert json.loads(file.read_text()) == [1, 2, 3]
     with pytest.raises(UserError, match=r"metrics\.jsonl.*No space left"):
         log.append(stage="a", step=2, more="x" * 400_000)
-    for leftover in small_disk.glob("*.tmp"):
-        leftover.unlink()
+    # Nothing half-written takes the room that is needed to go on.
+    assert sorted(p.name for p in small_disk.iterdir()) == [log.path.name, file.name]
     log.rewind("a", 1)
     assert [json.loads(s) for s in log.path.read_text().splitlines()] == [
         {"stage": "a", "step": 1}

@@ -22,7 +22,7 @@ from kws_jax.quantization.network import (
     run_folded,
 )
 from kws_jax.quantization.sites import find_sites
-from kws_jax.stages import detection, networks, quantize, runner, train
+from kws_jax.stages import detection, networks, quantize, train, validation
 from kws_jax.training.state import WEIGHTS
 
 PyTree = Any
@@ -150,7 +150,7 @@ def load_inference(setup: Setup, folder: Path) -> Inference:
     else:
         model = networks.create_network(setup, folder)
         state = train.best_state(setup, last, folder, model)
-    objective = runner.objective_of(stage)
+    objective = validation.objective_of(stage)
     return Inference(
         name=setup.config.network.name,
         labels=setup.labels,

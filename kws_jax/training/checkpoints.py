@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +15,12 @@ from etils import epath
 
 from kws_jax import together
 from kws_jax.errors import UserError
+from kws_jax.training import sharding
 
 PyTree = Any
 _ITEM, _NOTES = "state", "notes"
+# Among the saved notes: the digests of state and notes, by the names above.
+_DIGESTS = "digests"
 
 
 @dataclasses.dataclass
@@ -23,7 +29,8 @@ class StageCheckpoints:
 
     `last/` holds the newest two checkpoints, `best/` the one with the best validation
     measure. Orbax writes each beside its place and renames it when complete, so a run
-    killed while saving loses nothing that was saved. With `read_only`, nothing in the
+    killed while saving loses nothing that was saved. Each carries a digest of its
+    values, by which a single changed bit is found. With `read_only`, nothing in the
     directory is made, changed or tidied up.
     """
 
@@ -44,20 +51,56 @@ class StageCheckpoints:
         self._save(self._best, step, state, notes)
 
     def restore_last(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
-        """The newest state and its notes, or None; `like` gives shapes and places."""
-        return self._restore(self._last, like)
+        """The newest state and its notes, or None; `like` gives shapes and places.
+
+        A damaged one is told and removed, and the one before is taken, unless
+        `read_only`: then the stage is over, and what it ended with is asked for.
+
+        Raises:
+          UserError: where none is whole and fits.
+        """
+        steps = sorted(self._last.all_steps(), reverse=True)
+        damaged: dict[int, Exception] = {}
+        for step in steps[:1] if self.read_only else steps:
+            try:
+                restored = self._read(self._last, step, like)
+            except Exception as error:  # Whatever Orbax makes of changed bytes.
+                damaged[step] = error
+            else:
+                self._remove(damaged, step)
+                return restored
+        for step, reason in damaged.items():
+            raise self._cannot_read(self._last, step, reason) from reason
+        return None
 
     def restore_best(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
-        """The best state and its notes, or None."""
-        return self._restore(self._best, like)
+        """The best state and its notes, or None.
+
+        Raises:
+          UserError: where it is damaged, or does not fit `like`.
+        """
+        step = self._best.latest_step()
+        if step is None:
+            return None
+        try:
+            return self._read(self._best, step, like)
+        except Exception as error:
+            raise self._cannot_read(self._best, step, error) from error
 
     def last_notes(self) -> dict[str, Any]:
-        """The notes of the newest state, {} where there is none."""
+        """The notes of the newest state, {} where there is none.
+
+        Raises:
+          UserError: where they are damaged.
+        """
         step = self._last.latest_step()
         if step is None:
             return {}
         items = ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()})
-        return self._last.restore(step, args=items)[_NOTES]
+        try:
+            return _checked(self._last.restore(step, args=items)[_NOTES])[0]
+        except Exception as error:
+            raise self._cannot_read(self._last, step, error) from error
 
     def last_path(self) -> str:
         """Where the newest checkpoint lies, for messages."""
@@ -73,10 +116,11 @@ class StageCheckpoints:
     def _save(
         self, manager: ocp.CheckpointManager, step: int, state: PyTree, notes: dict
     ) -> None:
+        digests = {_ITEM: sharding.digest(state), _NOTES: _digest_of(notes)}
         items = ocp.args.Composite(
             **{
                 _ITEM: ocp.args.StandardSave(state),
-                _NOTES: ocp.args.JsonSave(notes),
+                _NOTES: ocp.args.JsonSave({**notes, _DIGESTS: digests}),
             }
         )
         with saving(self.directory):
@@ -85,12 +129,10 @@ class StageCheckpoints:
             manager.save(step, args=items, force=True)
             manager.wait_until_finished()
 
-    def _restore(
-        self, manager: ocp.CheckpointManager, like: PyTree
-    ) -> tuple[PyTree, dict[str, Any]] | None:
-        step = manager.latest_step()
-        if step is None:
-            return None
+    def _read(
+        self, manager: ocp.CheckpointManager, step: int, like: PyTree
+    ) -> tuple[PyTree, dict[str, Any]]:
+        """State and notes; whatever exception where they are damaged or do not fit."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = ocp.args.Composite(
             **{
@@ -98,15 +140,60 @@ class StageCheckpoints:
                 _NOTES: ocp.args.JsonRestore(),
             }
         )
-        try:
-            restored = manager.restore(step, args=items)
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(
-                f"The checkpoint {manager.directory / str(step)} does not fit this "
-                f"experiment or is damaged: {error}\nUse another --workdir, or remove "
-                "this folder: the stage then goes on from the one before, or anew."
-            ) from error
-        return restored[_ITEM], restored[_NOTES]
+        restored = manager.restore(step, args=items)
+        notes, digest = _checked(restored[_NOTES])
+        if digest and digest != sharding.digest(restored[_ITEM]):
+            raise ValueError("its values are not those that were saved")
+        return restored[_ITEM], notes
+
+    def _remove(self, damaged: dict[int, Exception], taken: int) -> None:
+        """Removes newer checkpoints than the one `taken`, and tells it."""
+        for step, error in damaged.items():
+            with saving(self.directory):
+                self._last.delete(step)
+            if together.is_first():
+                print(
+                    f"note: the checkpoint {self._last.directory / str(step)} was "
+                    f"damaged and is removed ({_reason(error)}); the stage goes on "
+                    f"from step {taken}.",
+                    file=sys.stderr,
+                )
+
+    def _cannot_read(
+        self, manager: ocp.CheckpointManager, step: int, error: Exception
+    ) -> UserError:
+        return UserError(
+            f"The checkpoint {manager.directory / str(step)} does not fit this "
+            f"experiment or is damaged: {_reason(error)}\nUse another --workdir, "
+            f"or remove {self.directory}: this stage is then trained anew."
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The part of an error's text that a person reads; TensorStore adds pages."""
+    text = str(error).splitlines() or [type(error).__name__]
+    return textwrap.shorten(text[0].partition(" [tensorstore_spec")[0], 300)
+
+
+def _digest_of(notes: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(notes, sort_keys=True).encode()).hexdigest()
+
+
+def _checked(saved: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The notes as they were given, and the state's digest.
+
+    Checkpoints of before there were digests have none, and are taken as they are.
+
+    Raises:
+      ValueError: where they are not what was saved.
+    """
+    notes = dict(saved)
+    digests = notes.pop(_DIGESTS, None)
+    if digests is None:
+        return notes, ""
+    if digests[_NOTES] != _digest_of(notes):
+        raise ValueError("its notes are not those that were saved")
+    return notes, digests[_ITEM]
 
 
 def _manager(
@@ -161,5 +248,10 @@ def write_text(path: epath.PathLike, text: str) -> None:
     path = epath.Path(path)
     with saving(path):
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+        try:
+            temporary.write_text(text)
+            temporary.replace(path)
+        except OSError:
+            # On a full disk it takes what little room there is.
+            temporary.unlink(missing_ok=True)
+            raise

@@ -1,6 +1,7 @@
 """Lines of JSON for measures over time, with neither gap nor repeat after a restart."""
 
 import json
+import os
 from typing import Any
 
 from etils import epath
@@ -30,9 +31,18 @@ class JsonLines:
         write_text(self.path, "".join(line + "\n" for line in kept))
 
     def append(self, **fields: Any) -> None:
-        """Adds one line."""
-        with saving(self.path), self.path.open("a") as file:
-            file.write(json.dumps(fields) + "\n")
+        """Adds one line, whole or not at all."""
+        line = json.dumps(fields) + "\n"
+        with saving(self.path):
+            size = self.path.stat().length if self.path.exists() else 0
+            try:
+                with self.path.open("a") as file:
+                    file.write(line)
+            except OSError:
+                # On a full disk, half a line takes the room that a restart needs.
+                if self.path.exists():
+                    os.truncate(self.path, size)
+                raise
 
     @staticmethod
     def _keep(line: str, stage: str, step: int, later: tuple[str, ...]) -> bool:

@@ -1,6 +1,7 @@
 """The loop that every stage runs: steps, logs, validation, checkpoints, resumption."""
 
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,13 +11,22 @@ import jax
 import numpy as np
 
 from kws_jax import together
-from kws_jax.training import finiteness
+from kws_jax.errors import Interrupted
+from kws_jax.training import finiteness, preemption
 from kws_jax.training.checkpoints import StageCheckpoints
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.state import TrainState, without_optimizers
 from kws_jax.training.stopping import LENGTH, Rule
 
 Metrics = dict[str, float]
+
+# Notes of a state that was saved on request: metrics that no log line has told yet, and
+# whether its validation is still to be made.
+_UNTOLD, _UNVALIDATED = "untold", "unvalidated"
+# So many calls may wait for the devices: who asks a run to stop waits for them.
+_CALLS_AHEAD = 2
+# What is measured of a state after a step, not in the step.
+_OF_STATES = (_VALIDATION_LOSS, _SUM_OF_WEIGHTS) = ("validation loss", "sum of weights")
 
 
 class Reporter(Protocol):
@@ -87,6 +97,9 @@ def train_stage(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Runs a stage from its last checkpoint, or from `state`, to its end.
 
+    Asked to stop (`preemption`), it saves the state after the step that is being made,
+    with what is needed to go on as if nothing had happened.
+
     Args:
       plan: lengths and intervals.
       state: the state to start from where there is no checkpoint.
@@ -113,6 +126,7 @@ def train_stage(
       NotFiniteError: when the loss or the gradient's norm is not finite, naming step,
         learning rate and the last good checkpoint.
       UserError: when a checkpoint cannot be written.
+      Interrupted: asked to stop, after the state was saved.
     """
     notes: dict[str, Any] = {"best_accuracy": -1.0, "best_step": -1, "seconds": 0.0}
     notes |= rule.first_notes
@@ -125,25 +139,45 @@ def train_stage(
     if together.is_first():
         for log in logs:
             log.rewind(plan.name, start, later_stages)
-    if start >= plan.total_steps or notes.get("stopped"):
+    unvalidated, untold = notes.pop(_UNVALIDATED, False), notes.pop(_UNTOLD, None)
+    if not unvalidated and (start >= plan.total_steps or notes.get("stopped")):
         return state, notes
-    window = _Window(plan, checkpoints, learning_rate)
+    window = _Window(plan, checkpoints, learning_rate, untold)
     began = time.monotonic() - notes["seconds"]
     batches = iter(batches_from(start))
-    with reporter(start) as report:
-        for call in plan.calls(start):
-            state, metrics = step_fn(state, next(batches))
-            window.add(call, metrics)
+    # A call of no steps goes straight to the validation that is still to be made.
+    first = [range(start, start)] if unvalidated else []
+
+    def save_on_request(step: int, state: TrainState, **more: Any) -> None:
+        window.check_weights(step, state)
+        seconds = time.monotonic() - began
+        checkpoints.save_last(step, state, {**notes, **more, "seconds": seconds})
+
+    def saved(step: int) -> str:
+        return f"step {step} of stage {plan.name!r} is saved"
+
+    with preemption.answered_between_steps(), reporter(start) as report:
+        for call in itertools.chain(first, plan.calls(start)):
+            if call:
+                state, metrics = step_fn(state, next(batches))
+                window.add(call, metrics)
             step = call.stop
             validation = step % plan.eval_every == 0 or step == plan.total_steps
-            if validation or step % plan.log_every == 0:
+            told = validation or step % plan.log_every == 0
+            if told:
                 window.flush(report)
             if validation:
-                # What follows from them must not differ between processes.
-                measures = together.agreed(validate(state))
+                try:
+                    with preemption.answered_at_once():
+                        # What follows from them must not differ between processes.
+                        measures = together.agreed(validate(state))
+                except Interrupted:
+                    if call:
+                        save_on_request(step, state, **{_UNVALIDATED: True})
+                    preemption.stop(saved(step))
                 # The loss of a step is that before its update: weights that this
                 # update broke must not become the last good checkpoint.
-                window.check(step, measures["loss"], "validation loss")
+                window.check(step, measures["loss"], _VALIDATION_LOSS)
                 verdict = rule.judge(notes, measures)
                 report.write(step, "validation", measures | verdict.measures)
                 after_validation(step, state)
@@ -155,6 +189,10 @@ def train_stage(
                 if verdict.ends:
                     break
                 window.restart_clock()
+            if preemption.asked_to_stop(waits_anyway=told):
+                if not validation:
+                    save_on_request(step, state, **window.untold())
+                preemption.stop(saved(step))
     return state, notes
 
 
@@ -166,26 +204,28 @@ class _Window:
         plan: StagePlan,
         checkpoints: StageCheckpoints,
         learning_rate: Callable[[int], float],
+        untold: Mapping[str, Any] | None,
     ) -> None:
         self._plan, self._checkpoints, self._rate = plan, checkpoints, learning_rate
-        self._pending: list[tuple[range, Mapping[str, jax.Array]]] = []
+        self._pending: list[tuple[range, Mapping[str, Any]]] = []
         self._since = time.monotonic()
+        if untold:
+            metrics = {
+                name: np.array(values, dtype)
+                for name, (dtype, values) in untold["metrics"].items()
+            }
+            self._pending.append((range(*untold["steps"]), metrics))
 
     def add(self, call: range, metrics: Mapping[str, jax.Array]) -> None:
         self._pending.append((call, metrics))
+        if len(self._pending) > _CALLS_AHEAD:
+            jax.block_until_ready(self._pending[-1 - _CALLS_AHEAD][1])
 
     def flush(self, report: Reporter) -> None:
         if not self._pending:
             return
-        fetched = jax.device_get([metrics for _, metrics in self._pending])
-        values = {
-            name: np.concatenate([np.atleast_1d(part[name]) for part in fetched])
-            for name in fetched[0]
-        }
-        steps = [made + 1 for call, _ in self._pending for made in call]
-        for measured in finiteness.watched(steps, values):
-            self.check(*measured)
-        count, step = len(steps), steps[-1]
+        steps, values = self._fetch()
+        count, step = len(steps), steps.stop
         elapsed = time.monotonic() - self._since
         means = {name: float(np.mean(each)) for name, each in values.items()}
         means["learning_rate"] = float(self._rate(step - 1))
@@ -195,8 +235,36 @@ class _Window:
         self._pending = []
         self.restart_clock()
 
+    def untold(self) -> dict[str, Any]:
+        """For the notes of a state: the metrics since the last log line, as JSON."""
+        if not self._pending:
+            return {}
+        steps, values = self._fetch()
+        metrics = {
+            name: (str(each.dtype), each.tolist()) for name, each in values.items()
+        }
+        return {_UNTOLD: {"steps": (steps.start, steps.stop), "metrics": metrics}}
+
+    def _fetch(self) -> tuple[range, dict[str, np.ndarray]]:
+        """The steps since the last log line, counted from 0, and their metrics."""
+        fetched = jax.device_get([metrics for _, metrics in self._pending])
+        values = {
+            name: np.concatenate([np.atleast_1d(part[name]) for part in fetched])
+            for name in fetched[0]
+        }
+        steps = range(self._pending[0][0].start, self._pending[-1][0].stop)
+        for measured in finiteness.watched([made + 1 for made in steps], values):
+            self.check(*measured)
+        return steps, values
+
     def restart_clock(self) -> None:
         self._since = time.monotonic()
+
+    def check_weights(self, step: int, state: TrainState) -> None:
+        """Refuses a state, still to be validated, that its last update has broken."""
+        leaves = jax.tree.leaves(jax.device_get((state.trees, state.batch_stats)))
+        broken = [leaf for leaf in leaves if not np.isfinite(leaf).all()]
+        self.check(step, float(broken[0].sum()) if broken else 0.0, _SUM_OF_WEIGHTS)
 
     def check(self, step: int, loss: float, name: str = "loss") -> None:
         if math.isfinite(loss):
@@ -208,5 +276,5 @@ class _Window:
             f"{self._checkpoints.last_path()}. Lower the stage's learning rate or set "
             "optimizer.clip_norm, and start in a new --workdir.",
             step,
-            in_validation=name.startswith("validation"),
+            in_validation=name in _OF_STATES,
         )

@@ -1,0 +1,76 @@
+"""Two runs never work in one folder, and a killed one leaves no lock."""
+
+import errno
+import fcntl
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs import tc_resnet
+from kws_jax import experiment
+from kws_jax.errors import UserError
+from kws_jax.training.workdir_lock import LOCK_FILE, WorkdirLock
+
+_HOLDS = """
+import pathlib, sys, time
+from kws_jax.training.workdir_lock import WorkdirLock
+with WorkdirLock(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path):
+    first = subprocess.Popen(
+        [sys.executable, "-c", _HOLDS, str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="Another run is at work in") as caught:
+        experiment.run(tc_resnet.get_config("8"), str(tmp_path))
+    assert f"process {first.pid} on " in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    with WorkdirLock(tmp_path):
+        pass
+
+
+def test_a_lock_is_given_back_and_no_folder_is_made_too_early(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with WorkdirLock(folder) as lock:
+        assert not folder.exists()
+        lock.take(make=True)
+        lock.take(make=True)
+        with pytest.raises(UserError, match="Another run"), WorkdirLock(folder):
+            pass
+    with WorkdirLock(folder):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    def read_only(self, *arguments):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with pytest.raises(UserError, match="Read-only file system"):
+        WorkdirLock(tmp_path).take()
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with WorkdirLock(tmp_path):
+        assert "without locks" in capsys.readouterr().err
+
+
+def test_an_address_is_no_folder():
+    with pytest.raises(UserError, match="gs://bucket/run is an address"):
+        experiment.run(tc_resnet.get_config("8"), "gs://bucket/run")

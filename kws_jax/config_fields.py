@@ -92,18 +92,9 @@ FLAGS = {
     *("residual", "round_widths", "skip_corrupt", "ties"),
 }
 TEXTS = {
-    *("activation", "architecture_data", "builder", "cache_dir", "compute_dtype"),
-    *(
-        "dir",
-        "distance",
-        "genotype",
-        "keywords",
-        "kind",
-        "loss",
-        "method",
-        "mode",
-        "name",
-    ),
+    *("activation", "anchors", "architecture_data", "batch_size_of", "builder"),
+    *("cache_dir", "compute_dtype", "dir", "distance", "genotype", "keywords", "kind"),
+    *("learning_rate_scaling", "loss", "method", "mode", "name", "scores"),
     *("noise_seen", "noise_unseen", "objective", "optimizer_start", "post"),
     *("protocol", "rooms", "rule", "schedule", "shortcut", "silence", "source"),
     *("trained_part", "unheard_words", "validation", "window_function", "words"),

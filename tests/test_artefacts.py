@@ -5,6 +5,7 @@ import textwrap
 import zipfile
 from collections import Counter
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
@@ -107,7 +108,7 @@ def test_the_example_in_the_docstring_runs_without_this_package(
     monkeypatch.chdir(tmp_path)
     exec(textwrap.dedent(code), {})
     label, score = capsys.readouterr().out.split()
-    silence = np.zeros((1, 16_000), np.float32)
+    silence = jnp.zeros((1, 16_000), jnp.float32)
     answer = np.asarray(inference_of(CASES[0]).from_waveform(silence))[0]
     assert label == LABELS[answer.argmax()]
     assert float(score) == pytest.approx(answer.max(), abs=1e-5)

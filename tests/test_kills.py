@@ -29,11 +29,10 @@ from test_end_to_end import (
     write_words,
 )
 
-from kws_jax import command_line, main
 from kws_jax.search.space import SearchSpace
 from kws_jax.stages import search
 
-KILLS = int(os.environ.get("KWS_JAX_KILLS", "6"))
+KILLS = int(os.environ.get("KWS_JAX_KILLS", "4"))
 # Disturbances of one run, before it may end.
 KILLS_OF_A_RUN = 3
 FULL_DISK = "full disk"
@@ -50,6 +49,9 @@ def small_space(parts):
 
 def run_main(arguments, output):
     """Runs `kws_jax.main` in this process; what it tells goes into a pipe."""
+    # Here, since the flags of one program alone can be defined in a process.
+    from kws_jax import command_line, main
+
     search.create_space = small_space
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)

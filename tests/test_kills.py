@@ -32,7 +32,7 @@ from test_end_to_end import (
 from kws_jax.search.space import SearchSpace
 from kws_jax.stages import search
 
-KILLS = int(os.environ.get("KWS_JAX_KILLS", "4"))
+KILLS = int(os.environ.get("KWS_JAX_KILLS", "6"))
 # Disturbances of one run, before it may end.
 KILLS_OF_A_RUN = 3
 FULL_DISK = "full disk"

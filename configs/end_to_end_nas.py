@@ -11,6 +11,7 @@ Words after a colon, separated by commas, choose
     conv1d40, conv1d60, conv1d80              free filters, the paper's baseline
     mfcc10, mfcc20, mfcc30, mfcc40            no learned front end
     proxyless (default), random               the search; its baseline under the limits
+    float (default), w8a8 … w1a1, learned_bits    how it is quantised in the end
     paper (default), cpu, demo                the size
 
 `--config.search.beta=B` says how much operations count; several values give networks
@@ -27,7 +28,7 @@ What this project measures, and on which data, stands in README.md.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, quantized
 
 FRONTENDS = (
     "sinc60",
@@ -37,12 +38,14 @@ FRONTENDS = (
     *(f"mfcc{n}" for n in (10, 20, 30, 40)),
 )
 METHODS = ("proxyless", "random")
+FLOAT = "float"
+BITS = (FLOAT, *quantized.BITS)
 SIZES = ("paper", "cpu", "demo")
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """The experiment for the words after the colon."""
-    groups = {"frontend": FRONTENDS, "method": METHODS, "size": SIZES}
+    groups = {"frontend": FRONTENDS, "method": METHODS, "bits": BITS, "size": SIZES}
     chosen = common.parse(argument, groups)
     size, demo = chosen["size"], chosen["size"] == "demo"
     config = common.base("end_to_end_nas")
@@ -80,6 +83,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
             # Some hundred steps could not move an architecture at the paper's rate.
             first[1].architecture_optimizer.learning_rate = 0.05
     config.stages = (*first, train)
+    if chosen["bits"] != FLOAT:
+        config = quantized.add_quantization(config, chosen["bits"])
     return config.lock()
 
 

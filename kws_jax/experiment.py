@@ -28,6 +28,7 @@ from kws_jax.stages import (
     feeding,
     filters,
     networks,
+    runner,
 )
 from kws_jax.training import preemption
 from kws_jax.training.checkpoints import saving, write_json, write_text
@@ -178,6 +179,7 @@ def _detect(parts: Parts, folder: Path, console: Console) -> None:
 def parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Parts:
     """The parts of `config`, if its labels are those of the network in `folder`."""
     trained = load_setup(folder)
+    runner.last_finished(trained, folder)
     parts = build_parts(config, console)
     if parts.labels != trained.labels:
         raise UserError(

@@ -47,6 +47,7 @@ ARGUMENTS = {
     "end_to_end_nas": [
         *itertools.product(("", "random"), SIZES),
         *((frontend,) for frontend in end_to_end_nas.FRONTENDS),
+        *itertools.product(("w2a2", "learned_bits"), SIZES),
     ],
 }
 EXPERIMENTS = [
@@ -75,8 +76,9 @@ def test_every_config_file_is_in_the_table_of_experiments():
 def test_every_experiment_passes_the_checks(experiment):
     config = load(experiment)
     configs.check(config)
-    kind = "quantize" if experiment.startswith("quantized") else "train"
-    assert config.stages[-1].kind == kind
+    words = experiment.partition(":")[2].split(",")
+    few_bits = experiment.startswith("quantized") or set(words) & set(quantized.BITS)
+    assert config.stages[-1].kind == ("quantize" if few_bits else "train")
     assert config.is_locked
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from configs import autokws, tc_resnet
+from kws_jax.deploy.inference import load_inference
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import create_frontend
 from kws_jax.models.genotype import load_genotype
@@ -49,6 +50,13 @@ def test_another_genotype_in_the_same_workdir_is_refused(tmp_path):
     networks.keep_given_genotype(given("autokws-darts"), tmp_path)
     with pytest.raises(UserError, match="autokws-noisydarts is not the network"):
         networks.keep_given_genotype(given("autokws-noisydarts"), tmp_path)
+
+
+@pytest.mark.parametrize("load", [dispatch.finished_network, load_inference])
+def test_a_network_that_is_still_searched_for_is_said_to_be_unfinished(load, tmp_path):
+    setup = setup_of(autokws.get_config("cpu"))
+    with pytest.raises(UserError, match="'train' has not been run to its end"):
+        load(setup, tmp_path)
 
 
 def test_finished_stage_is_not_run_again(tmp_path):

@@ -22,7 +22,7 @@ from kws_jax.quantization.network import (
     run_folded,
 )
 from kws_jax.quantization.sites import find_sites
-from kws_jax.stages import detection, networks, quantize, train, validation
+from kws_jax.stages import detection, networks, quantize, runner, train, validation
 from kws_jax.training.state import WEIGHTS
 
 PyTree = Any
@@ -141,7 +141,7 @@ def load_inference(setup: Setup, folder: Path) -> Inference:
     Raises:
       UserError: where it has not been run to its end.
     """
-    last = len(setup.config.stages) - 1
+    last = runner.last_finished(setup, folder)
     stage = setup.config.stages[last]
     quantized = None
     if stage.kind == "quantize":

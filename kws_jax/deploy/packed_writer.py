@@ -55,9 +55,9 @@ def to_program(inference: Inference, kind: str) -> packed_format.Program:
     network = inference.quantized
     if network is None:
         raise UserError(
-            f"--format=packed holds integers, and {inference.name} was trained in "
-            "float: add a stage of kind 'quantize' (configs/quantized.py), or choose "
-            "another --format."
+            "--format=packed holds integers, and the network "
+            f"{inference.name} was trained in float: add a stage of kind 'quantize' "
+            "(configs/quantized.py), or choose another --format."
         )
     sites, params = network.sites, inference.trees[WEIGHTS]
 

@@ -118,5 +118,5 @@ def finished_network(setup: Setup, folder: Path) -> networks.Network:
     Raises:
       UserError: where the stage has not been run to its end.
     """
-    last = len(setup.config.stages) - 1
+    last = runner.last_finished(setup, folder)
     return _RESTORE[setup.config.stages[last].kind](setup, last, folder)

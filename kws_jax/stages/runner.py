@@ -114,6 +114,25 @@ def run_stage(
     return state, notes
 
 
+def last_finished(setup: Setup, folder: Path) -> int:
+    """The number of the last stage, whose network is the experiment's.
+
+    Raises:
+      UserError: where it has not been run to its end.
+    """
+    last = len(setup.config.stages) - 1
+    _check_finished(setup, last, folder)
+    return last
+
+
+def _check_finished(setup: Setup, index: int, folder: Path) -> None:
+    if not (stage_folder(setup, index, folder) / DONE_FILE).exists():
+        raise UserError(
+            f"{folder}: stage {setup.config.stages[index].name!r} has not been run to "
+            "its end; run kws_jax.main with this --workdir first."
+        )
+
+
 def best_state(
     parts: Setup,
     index: int,
@@ -127,12 +146,9 @@ def best_state(
     Raises:
       UserError: where it has not been run to its end, if it must be `finished`.
     """
+    if finished:
+        _check_finished(parts, index, folder)
     where = stage_folder(parts, index, folder)
-    if finished and not (where / DONE_FILE).exists():
-        raise UserError(
-            f"{folder}: stage {parts.config.stages[index].name!r} has not been run to "
-            "its end; run kws_jax.main with this --workdir first."
-        )
     like = without_optimizers(like)
     return _restored(parts, where, like, StageCheckpoints.restore_best)
 

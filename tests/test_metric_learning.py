@@ -36,7 +36,7 @@ def log1p_exp(x):
     return max(x, 0) + math.log1p(math.exp(-abs(x)))
 
 
-def literal_cn2(z, distance, weight):
+def literal_cn2(z, distance, weight, scale):
     """L' of the paper for one tuple; z[0] anchor, z[1] positive, and the classes' sum.
 
     The anchor's class is i = 0, the negatives are of the classes 1 … N − 1.
@@ -52,44 +52,43 @@ def literal_cn2(z, distance, weight):
             if k != i:
                 total, count = total + d(negative[j], negative[k]), count + 1
     assert count == math.comb(n, 2)
-    return log1p_exp(d(z[0], z[1]) - (weight or 1 / count) * total)
+    return log1p_exp(scale * (d(z[0], z[1]) - (weight or 1 / count) * total))
 
 
-def literal_npair(z, distance, weight):
+def literal_npair(z, distance, weight, scale):
     d = DISTANCES[distance]
     total = sum(d(z[0], n) for n in z[2:])
-    return log1p_exp(d(z[0], z[1]) - (weight or 1 / len(z[2:])) * total)
+    return log1p_exp(scale * (d(z[0], z[1]) - (weight or 1 / len(z[2:])) * total))
 
 
-def literal_triplet(z, distance, weight):
+def literal_triplet(z, distance, weight, scale):
     d = DISTANCES[distance]
-    return np.mean(
-        [log1p_exp(d(z[0], z[1]) - (weight or 1) * d(z[0], n)) for n in z[2:]]
-    )
+    nearer = [d(z[0], z[1]) - (weight or 1) * d(z[0], n) for n in z[2:]]
+    return np.mean([log1p_exp(scale * x) for x in nearer])
 
 
 LITERAL = {"cn2": literal_cn2, "npair": literal_npair, "triplet": literal_triplet}
 
 
-def all_losses(z, distance, weight=None):
+def all_losses(z, distance, weight=None, scale=1.0):
     """Every loss of tuples [m, r, d], as [losses, m]."""
-    found = [loss(z, distance=distance, weight=weight) for loss in ml.LOSSES.values()]
-    return jnp.stack(found)
+    settings = {"distance": distance, "weight": weight, "scale": scale}
+    return jnp.stack([loss(z, **settings) for loss in ml.LOSSES.values()])
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("classes", [2, 3, 12])
 def test_losses_are_the_literal_sums(classes, distance, float64):
-    z, weights = tuples_of(classes), (None, 1.0, 0.03)
+    z, settings = tuples_of(classes), ((None, 1.0), (1.0, 1.0), (0.03, 0.25))
 
     @quickly
     def found(z):
-        return [all_losses(z, distance, weight) for weight in weights]
+        return [all_losses(z, distance, *each) for each in settings]
 
-    for weight, losses in zip(weights, found(z), strict=True):
+    for (weight, scale), losses in zip(settings, found(z), strict=True):
         assert losses.dtype == np.float64
         for name, values in zip(ml.LOSSES, losses, strict=True):
-            expected = [LITERAL[name](each, distance, weight) for each in z]
+            expected = [LITERAL[name](each, distance, weight, scale) for each in z]
             np.testing.assert_allclose(values, expected, rtol=1e-12)
 
 
@@ -108,6 +107,36 @@ def test_two_classes_make_all_of_them_the_triplet_loss(distance, float64):
     z = jnp.asarray(tuples_of(2))
     losses = [loss(z, distance=distance, weight=0.7) for loss in ml.LOSSES.values()]
     np.testing.assert_allclose(losses[1:], losses[:-1], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("times", "comes_apart"), [(1.0, False), (2.0, False), (2.4, True), (4.0, True)]
+)
+def test_a_heap_of_classes_comes_apart_where_lambda_is_large_enough(times, comes_apart):
+    """6 of 12 classes drawn alike come apart from c = (N − 1) / (m − 1) = 2.2 on."""
+    classes, heap, dimensions = 12, 6, 30
+    alone = np.arange(classes) >= heap
+    centres = 1e4 * np.eye(classes, dimensions) * alone[:, None]
+    spread = np.random.default_rng(0).normal(size=(2000, classes + 1, dimensions))
+
+    @quickly
+    def slope(radius, order):
+        """Of the mean loss by the radius; the anchor's class leads `order`."""
+        members = jnp.concatenate([order[:1], order])
+        moving = jnp.where(jnp.asarray(alone)[members], 0.0, 1.0)[:, None]
+
+        def loss(radius):
+            tuples = jnp.asarray(centres)[members] + radius * moving * spread
+            # A scale so small that distances alone count, not the softplus' slope.
+            weight = times / ml.distances_between("cn2", classes)
+            settings = {"distance": "euclid", "weight": weight, "scale": 1e-9}
+            return ml.cn2_pair_loss(tuples, **settings).mean()
+
+        return jax.grad(loss)(radius)
+
+    orders = [np.roll(np.arange(classes), -anchor) for anchor in range(classes)]
+    slopes = [slope(jnp.float32(0.1), jnp.asarray(order)) for order in orders]
+    assert (sum(slopes) < 0) == comes_apart
 
 
 @pytest.mark.parametrize("distance", DISTANCES)

@@ -18,22 +18,35 @@ from jaxtyping import Array, Float, Int
 Embeddings = Float[Array, "*batch d"]
 # Two of them are broadcast against each other.
 Others = Float[Array, "*#batch d"]
-# tuples [m, N + 1, d], distance, λ or None -> losses [m]
+# tuples [m, N + 1, d], distance, λ or None, scale -> losses [m]
 TupleLoss = Callable[..., Float[Array, " m"]]
 
 
 def cn2_pair_loss(
-    tuples: Float[Array, "m r d"], *, distance: str, weight: float | None = None
+    tuples: Float[Array, "m r d"],
+    *,
+    distance: str,
+    weight: float | None = None,
+    scale: float = 1.0,
 ) -> Float[Array, " m"]:
     """softplus(D(a, p) − λ Σ_{j<k} D(E_j, E_k)), the (C_{N,2}+1)-pair loss.
 
     All C(N, 2) distances between classes count, whichever class is the anchor's.
+
+    What λ must be: let m of N classes lie in one heap whose clips are all about as far
+    apart, since nothing tells the classes apart yet. The anchor is of the heap in m / N
+    of the tuples, and then pulls with weight 1; C(m, 2) distances push with λ. Pushing
+    wins, and the heap comes apart, where λ (m − 1) > 2 / N. Of λ = c / C(N, 2) that
+    takes m > 1 + (N − 1) / c: with c = 1 every heap holds. Where c is large all tuples
+    lie down the softplus' tail, and the few that do not have all of the gradient; a
+    small `scale` keeps them in its linear part.
 
     Args:
       tuples: anchor, positive and N − 1 negatives of each of m tuples.
       distance: a name of `DISTANCES`.
       weight: λ; None is 1 / C(N, 2), so that the sum is a mean. 1 is the form without
         weight.
+      scale: factor of all distances.
 
     Returns:
       The loss of each tuple.
@@ -41,11 +54,16 @@ def cn2_pair_loss(
     classes = jnp.concatenate([tuples[:, :1], tuples[:, 2:]], axis=1)
     pairs = classes.shape[1] * (classes.shape[1] - 1) // 2
     between = DISTANCE_SUMS[distance](classes)
-    return jax.nn.softplus(_positive(tuples, distance) - between * _or(weight, pairs))
+    nearer = _positive(tuples, distance) - between * _or(weight, pairs)
+    return jax.nn.softplus(scale * nearer)
 
 
 def n_pair_loss(
-    tuples: Float[Array, "m r d"], *, distance: str, weight: float | None = None
+    tuples: Float[Array, "m r d"],
+    *,
+    distance: str,
+    weight: float | None = None,
+    scale: float = 1.0,
 ) -> Float[Array, " m"]:
     """softplus(D(a, p) − λ Σ_j D(a, n_j)): distances from the anchor alone.
 
@@ -55,11 +73,15 @@ def n_pair_loss(
     """
     negatives = _negatives(tuples, distance)
     between = negatives.sum(-1) * _or(weight, negatives.shape[-1])
-    return jax.nn.softplus(_positive(tuples, distance) - between)
+    return jax.nn.softplus(scale * (_positive(tuples, distance) - between))
 
 
 def triplet_loss(
-    tuples: Float[Array, "m r d"], *, distance: str, weight: float | None = None
+    tuples: Float[Array, "m r d"],
+    *,
+    distance: str,
+    weight: float | None = None,
+    scale: float = 1.0,
 ) -> Float[Array, " m"]:
     """mean_j softplus(D(a, p) − λ D(a, n_j)): each negative is in a triplet of its own.
 
@@ -67,7 +89,8 @@ def triplet_loss(
     and result are otherwise those of `cn2_pair_loss`.
     """
     between = _negatives(tuples, distance) * _or(weight, 1)
-    return jax.nn.softplus(_positive(tuples, distance)[:, None] - between).mean(-1)
+    nearer = _positive(tuples, distance)[:, None] - between
+    return jax.nn.softplus(scale * nearer).mean(-1)
 
 
 def every_anchor(
@@ -166,6 +189,13 @@ def _negatives(tuples: jax.Array, distance: str) -> jax.Array:
 
 def _or(weight: float | None, count: int) -> float:
     return 1 / count if weight is None else weight
+
+
+def distances_between(loss: str, classes: int) -> int:
+    """How many distances between classes λ multiplies in a loss on N classes."""
+    return {"cn2": classes * (classes - 1) // 2, "npair": classes - 1, "triplet": 1}[
+        loss
+    ]
 
 
 LOSSES: dict[str, TupleLoss] = {

@@ -24,6 +24,9 @@ CASES = [
     ((9, 11), (3, 3), (2, 2), (1, 1), ((1, 1), (1, 1))),
     ((9, 12), (1, 5), (1, 1), (1, 1), "SAME"),
     ((9, 12), (3, 5), (1, 2), (2, 1), ((2, 2), (0, 3))),
+    # the last rows and columns meet no tap
+    ((8, 11), (3, 3), (3, 2), (1, 2), ((0, 0), (1, 0))),
+    ((13, 8), (7, 5), (1, 1), (1, 1), "SAME"),
 ]
 
 
@@ -99,6 +102,30 @@ def test_gradients_of_first_and_second_order_are_those_of_differences(case):
     with jax.enable_x64(True):
         inputs = (x.astype(np.float64), kernel.astype(np.float64))
         check_grads(lambda *a: jnp.sin(conv(*a)), inputs, order=2, modes=["rev"])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if len(case[0]) == 2])
+def test_tap_gradients_of_images_are_those_in_turn(case):
+    space, taps, strides, dilation, padding = case
+    x, _ = arrays(space, taps)
+    geometry = depthwise.Geometry(strides, dilation, tuple(pads_of(padding, *case[:4])))
+    padded = np.pad(x, ((0, 0), *geometry.pads, (0, 0)))
+    size = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(padded.shape[1:3], taps, strides, dilation)
+    ]
+    dy = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
+    expected = np.zeros((*taps, 3))
+    for i, j in np.ndindex(*taps):
+        met = padded[:, dilation[0] * i :: strides[0], dilation[1] * j :: strides[1]]
+        product = np.float64(met[:, : size[0], : size[1]]) * dy
+        expected[i, j] = product.sum((0, 1, 2))
+    for gradients in (
+        depthwise._tap_gradients_of_images(x, dy, taps, geometry),
+        depthwise._tap_gradients_in_turn(padded, dy, taps, geometry),
+    ):
+        found = gradients.reshape(expected.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_works_under_jit_and_vmap():

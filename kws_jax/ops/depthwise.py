@@ -1,8 +1,9 @@
 """Depthwise convolution: each channel is filtered by itself.
 
 XLA's grouped convolution is slow on CPUs, in the gradient above all. There the output
-is one fused loop over shifted copies of the input, and each tap's gradient one
-reduction; other platforms have kernels of their own.
+is one fused loop over shifted copies of the input. The taps' gradients are added up
+example by example, while an image is in the cache, or, for long signals and high
+images, are one reduction each; other platforms have kernels of their own.
 """
 
 import functools
@@ -17,6 +18,8 @@ from jaxtyping import Array, Float
 
 # number of space axes -> layout of input, kernel and output
 _LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
+# Products that are written out at most for an image's part in the gradients of the taps.
+_MOST_PRODUCTS = 256
 
 
 class Geometry(NamedTuple):
@@ -116,7 +119,7 @@ def _shifted_gradients(
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients by x and by kernel."""
     strides, dilation, pads = geometry
-    taps = _tap_gradients(_pad(x, pads), dy, kernel.shape[:-2], geometry)
+    taps = _tap_gradients(x, dy, kernel.shape[:-2], geometry)
     # dx is the full correlation of dy, spread out by the strides, with the flipped
     # kernel: again a depthwise convolution. A negative pad crops.
     spread = [(stride - 1) * (n - 1) + n for stride, n in zip(strides, dy.shape[1:-1])]
@@ -132,9 +135,58 @@ def _shifted_gradients(
 
 
 def _tap_gradients(
+    x: jax.Array, dy: jax.Array, taps: tuple[int, ...], geometry: Geometry
+) -> jax.Array:
+    """Σ_{b, s} dy[b, s, c] · x[b, strides·s + dilation·i − before, c], each tap i."""
+    if dy.ndim == 4 and dy.shape[1] * taps[1] <= _MOST_PRODUCTS:
+        return _tap_gradients_of_images(x, dy, taps, geometry)
+    return _tap_gradients_in_turn(_pad(x, geometry.pads), dy, taps, geometry)
+
+
+def _tap_gradients_of_images(
+    x: jax.Array, dy: jax.Array, taps: tuple[int, ...], geometry: Geometry
+) -> jax.Array:
+    """Image by image, so that all taps find it in the cache: 13 times as fast for 7×7.
+
+    In the sums, which are kept for each column, the rows are written out: XLA's
+    reduction of a product makes a copy of its operands first. One column of zeros is
+    added to dy as well as to x, since XLA computes a padded array but once, where it
+    would otherwise take an image out of the batch in the innermost loop, which is then
+    not vectorised.
+    """
+    (down, right), (d, e), pads = geometry
+    rows, columns = dy.shape[1], dy.shape[2] + 1
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    height, width = d * (taps[0] - 1) + 1, right * (columns - 1) + 1
+    needed = (down * (rows - 1) + height, e * (taps[1] - 1) + width)
+    borders = [
+        (before, size - before - have)
+        for (before, _), size, have in zip(pads, needed, x.shape[1:3])
+    ]
+
+    def add(n: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        image, slope = (lax.dynamic_slice_in_dim(a, n, 1).astype(wide) for a in (x, dy))
+        image, slope = _pad(image, borders)[0], _pad(slope, ((0, 0), (0, 1)))[0]
+
+        def part(row: int, tap: int) -> jax.Array:
+            top, left = down * row, e * tap
+            met = image[top : top + height : d, left : left + width : right]
+            return met * slope[row]
+
+        return tuple(
+            sum((part(row, tap) for row in range(rows)), start=so_far)
+            for tap, so_far in enumerate(sums)
+        )
+
+    zeros = jnp.zeros((taps[0], columns, x.shape[-1]), wide)
+    sums = lax.fori_loop(0, x.shape[0], add, (zeros,) * taps[1])
+    return jnp.stack([s.sum(1) for s in sums], 1).astype(x.dtype)
+
+
+def _tap_gradients_in_turn(
     padded: jax.Array, dy: jax.Array, taps: tuple[int, ...], geometry: Geometry
 ) -> jax.Array:
-    """Σ_{b, s} dy[b, s, c] · padded[b, strides·s + dilation·i, c] for each tap i.
+    """Tap by tap, of the input after padding.
 
     In a loop: XLA would otherwise compute what comes before the padding anew for each
     tap, as it fuses that into the reductions.

@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 from scipy import signal
 
 from kws_jax.models.counting import count_macs
-from kws_jax.ops import depthwise
+from kws_jax.ops import depthwise, shifted_depthwise
 from kws_jax.ops.depthwise import depthwise_conv
 
 # space, taps, strides, dilation, padding
@@ -82,13 +82,13 @@ def test_both_forms_agree_in_value_and_gradient(case):
     space, taps, strides, dilation, padding = case
     x, kernel = arrays(space, taps)
     pads = tuple(pads_of(padding, *case[:4]))
-    geometry = depthwise.Geometry(strides, dilation, pads)
+    geometry = shifted_depthwise.Geometry(strides, dilation, pads)
     conv = functools.partial(depthwise._grouped_conv, geometry=geometry)
     expected, pull = jax.vjp(conv, x, kernel)
-    shifted = depthwise._shifted_sum(x, kernel, geometry)
+    shifted = shifted_depthwise.shifted_sum(x, kernel, geometry)
     chex.assert_trees_all_close(shifted, expected, rtol=1e-5, atol=1e-5)
     dy = jnp.cos(jnp.arange(expected.size, dtype=jnp.float32)).reshape(expected.shape)
-    gradients = depthwise._shifted_gradients(x, kernel, dy, geometry)
+    gradients = shifted_depthwise.shifted_gradients(x, kernel, dy, geometry)
     chex.assert_trees_all_close(gradients, pull(dy), rtol=1e-4, atol=1e-4)
 
 
@@ -108,7 +108,9 @@ def test_gradients_of_first_and_second_order_are_those_of_differences(case):
 def test_tap_gradients_of_images_are_those_in_turn(case):
     space, taps, strides, dilation, padding = case
     x, _ = arrays(space, taps)
-    geometry = depthwise.Geometry(strides, dilation, tuple(pads_of(padding, *case[:4])))
+    geometry = shifted_depthwise.Geometry(
+        strides, dilation, tuple(pads_of(padding, *case[:4]))
+    )
     padded = np.pad(x, ((0, 0), *geometry.pads, (0, 0)))
     size = [
         (n - d * (k - 1) - 1) // s + 1
@@ -121,11 +123,42 @@ def test_tap_gradients_of_images_are_those_in_turn(case):
         product = np.float64(met[:, : size[0], : size[1]]) * dy
         expected[i, j] = product.sum((0, 1, 2))
     for gradients in (
-        depthwise._tap_gradients_of_images(x, dy, taps, geometry),
-        depthwise._tap_gradients_in_turn(padded, dy, taps, geometry),
+        shifted_depthwise._tap_gradients_of_images(x, dy, taps, geometry),
+        shifted_depthwise._tap_gradients_in_turn(padded, dy, taps, geometry),
     ):
         found = gradients.reshape(expected.shape)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("most", [0, 256])
+def test_images_with_the_batch_last_have_the_same_values_and_gradients(
+    case, most, monkeypatch
+):
+    monkeypatch.setattr(shifted_depthwise, "_MOST_PRODUCTS", most)
+    space, taps, strides, dilation, padding = case
+    x, kernel = arrays(space, taps)
+    conv = functools.partial(
+        depthwise_conv, strides=strides, dilation=dilation, padding=padding
+    )
+
+    def swapped(x, kernel):
+        y = conv(jnp.swapaxes(x, 0, -1), kernel, batch_last=True)
+        return jnp.swapaxes(y, 0, -1)
+
+    pads = tuple(pads_of(padding, *case[:4]))
+    geometry = shifted_depthwise.Geometry(strides, dilation, pads, batch_last=True)
+    plain = depthwise._grouped_conv(jnp.swapaxes(x, 0, -1), kernel, geometry)
+    y, pull = jax.vjp(swapped, x, kernel)
+    dy = jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+    grouped = functools.partial(
+        depthwise._grouped_conv, geometry=geometry._replace(batch_last=False)
+    )
+    expected, expected_pull = jax.vjp(grouped, x, kernel)
+    chex.assert_trees_all_close(
+        (y, jnp.swapaxes(plain, 0, -1)), (expected, expected), rtol=1e-5, atol=1e-5
+    )
+    chex.assert_trees_all_close(pull(dy), expected_pull(dy), rtol=1e-4, atol=1e-4)
 
 
 def test_works_under_jit_and_vmap():
@@ -148,7 +181,7 @@ def test_gradient_is_that_of_the_convolution_where_few_places_have_all_taps(pads
         return jnp.sin(conv(x, kernel)).sum()
 
     ours = functools.partial(depthwise_conv, padding=(pads,))
-    geometry = depthwise.Geometry((1,), (1,), (pads,))
+    geometry = shifted_depthwise.Geometry((1,), (1,), (pads,))
     theirs = functools.partial(depthwise._grouped_conv, geometry=geometry)
     gradients = [jax.grad(functools.partial(total, conv))(x) for conv in (ours, theirs)]
     chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-5)

@@ -167,9 +167,9 @@ def _tap_gradients_of_images(
 
     zeros = (jnp.zeros((taps[0], columns, x.shape[-1]), wide),) * taps[1]
     if batch_last:
+        # stacked before they are summed, or XLA would make its slow reductions of them
         by_channel = lax.map(
-            lambda n: jnp.stack([s.sum((1, 2)) for s in add(n, zeros)], 1),
-            jnp.arange(x.shape[0]),
+            lambda n: jnp.stack(add(n, zeros), 1).sum(2).sum(2), jnp.arange(len(x))
         )
         return jnp.moveaxis(by_channel, 0, -1).astype(x.dtype)
     sums = lax.fori_loop(0, x.shape[0], add, zeros)

@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 from scipy import signal
 
 from kws_jax.models.counting import count_macs
-from kws_jax.ops import depthwise
+from kws_jax.ops import depthwise, shifted_depthwise
 from kws_jax.ops.depthwise import depthwise_conv
 
 # space, taps, strides, dilation, padding
@@ -24,6 +24,9 @@ CASES = [
     ((9, 11), (3, 3), (2, 2), (1, 1), ((1, 1), (1, 1))),
     ((9, 12), (1, 5), (1, 1), (1, 1), "SAME"),
     ((9, 12), (3, 5), (1, 2), (2, 1), ((2, 2), (0, 3))),
+    # the last rows and columns meet no tap
+    ((8, 11), (3, 3), (3, 2), (1, 2), ((0, 0), (1, 0))),
+    ((13, 8), (7, 5), (1, 1), (1, 1), "SAME"),
 ]
 
 
@@ -79,13 +82,13 @@ def test_both_forms_agree_in_value_and_gradient(case):
     space, taps, strides, dilation, padding = case
     x, kernel = arrays(space, taps)
     pads = tuple(pads_of(padding, *case[:4]))
-    geometry = depthwise.Geometry(strides, dilation, pads)
+    geometry = shifted_depthwise.Geometry(strides, dilation, pads)
     conv = functools.partial(depthwise._grouped_conv, geometry=geometry)
     expected, pull = jax.vjp(conv, x, kernel)
-    shifted = depthwise._shifted_sum(x, kernel, geometry)
+    shifted = shifted_depthwise.shifted_sum(x, kernel, geometry)
     chex.assert_trees_all_close(shifted, expected, rtol=1e-5, atol=1e-5)
     dy = jnp.cos(jnp.arange(expected.size, dtype=jnp.float32)).reshape(expected.shape)
-    gradients = depthwise._shifted_gradients(x, kernel, dy, geometry)
+    gradients = shifted_depthwise.shifted_gradients(x, kernel, dy, geometry)
     chex.assert_trees_all_close(gradients, pull(dy), rtol=1e-4, atol=1e-4)
 
 
@@ -99,6 +102,63 @@ def test_gradients_of_first_and_second_order_are_those_of_differences(case):
     with jax.enable_x64(True):
         inputs = (x.astype(np.float64), kernel.astype(np.float64))
         check_grads(lambda *a: jnp.sin(conv(*a)), inputs, order=2, modes=["rev"])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if len(case[0]) == 2])
+def test_tap_gradients_of_images_are_those_in_turn(case):
+    space, taps, strides, dilation, padding = case
+    x, _ = arrays(space, taps)
+    geometry = shifted_depthwise.Geometry(
+        strides, dilation, tuple(pads_of(padding, *case[:4]))
+    )
+    padded = np.pad(x, ((0, 0), *geometry.pads, (0, 0)))
+    size = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(padded.shape[1:3], taps, strides, dilation)
+    ]
+    dy = np.random.default_rng(1).normal(size=(2, *size, 3)).astype(np.float32)
+    expected = np.zeros((*taps, 3))
+    for i, j in np.ndindex(*taps):
+        met = padded[:, dilation[0] * i :: strides[0], dilation[1] * j :: strides[1]]
+        product = np.float64(met[:, : size[0], : size[1]]) * dy
+        expected[i, j] = product.sum((0, 1, 2))
+    for gradients in (
+        shifted_depthwise._tap_gradients_of_images(x, dy, taps, geometry),
+        shifted_depthwise._tap_gradients_in_turn(padded, dy, taps, geometry),
+    ):
+        found = gradients.reshape(expected.shape)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("most", [0, 256])
+def test_images_with_the_batch_last_have_the_same_values_and_gradients(
+    case, most, monkeypatch
+):
+    monkeypatch.setattr(shifted_depthwise, "_MOST_PRODUCTS", most)
+    space, taps, strides, dilation, padding = case
+    x, kernel = arrays(space, taps)
+    conv = functools.partial(
+        depthwise_conv, strides=strides, dilation=dilation, padding=padding
+    )
+
+    def swapped(x, kernel):
+        y = conv(jnp.swapaxes(x, 0, -1), kernel, batch_last=True)
+        return jnp.swapaxes(y, 0, -1)
+
+    pads = tuple(pads_of(padding, *case[:4]))
+    geometry = shifted_depthwise.Geometry(strides, dilation, pads, batch_last=True)
+    plain = depthwise._grouped_conv(jnp.swapaxes(x, 0, -1), kernel, geometry)
+    y, pull = jax.vjp(swapped, x, kernel)
+    dy = jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
+    grouped = functools.partial(
+        depthwise._grouped_conv, geometry=geometry._replace(batch_last=False)
+    )
+    expected, expected_pull = jax.vjp(grouped, x, kernel)
+    chex.assert_trees_all_close(
+        (y, jnp.swapaxes(plain, 0, -1)), (expected, expected), rtol=1e-5, atol=1e-5
+    )
+    chex.assert_trees_all_close(pull(dy), expected_pull(dy), rtol=1e-4, atol=1e-4)
 
 
 def test_works_under_jit_and_vmap():
@@ -121,7 +181,7 @@ def test_gradient_is_that_of_the_convolution_where_few_places_have_all_taps(pads
         return jnp.sin(conv(x, kernel)).sum()
 
     ours = functools.partial(depthwise_conv, padding=(pads,))
-    geometry = depthwise.Geometry((1,), (1,), (pads,))
+    geometry = shifted_depthwise.Geometry((1,), (1,), (pads,))
     theirs = functools.partial(depthwise._grouped_conv, geometry=geometry)
     gradients = [jax.grad(functools.partial(total, conv))(x) for conv in (ours, theirs)]
     chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-5)

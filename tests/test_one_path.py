@@ -56,7 +56,10 @@ def extract(tree, name):
 
 
 class Case:
-    """A layer with random variables, an input, and a gradient at its output."""
+    """A layer with random variables, an input, and a gradient at its output.
+
+    Images lie as [b, f, t, c] here, and as [c, f, t, b] inside of the layer.
+    """
 
     def __init__(self, stride):
         self.stride, self.channels = stride, 4 if stride == 1 else 6
@@ -66,7 +69,9 @@ class Case:
         self.layer = PathLayer(candidates)
         self.x = RNG.normal(size=(3, 6, 8, 4)).astype(np.float32)
         init = functools.partial(self.layer.init, train=False)
-        shapes = jax.eval_shape(init, jax.random.key(0), self.x, jnp.array(0), None)
+        shapes = jax.eval_shape(
+            init, jax.random.key(0), jnp.swapaxes(self.x, 0, -1), jnp.array(0), None
+        )
         self.variables = jax.tree.map(
             lambda v: RNG.uniform(0.2, 1.0, v.shape).astype(np.float32), shapes
         )
@@ -90,12 +95,13 @@ class Case:
     def run(self, params, x, choice, gates=None):
         y, moved = self.layer.apply(
             self.variables | {"params": params},
-            x,
+            jnp.swapaxes(x, 0, -1),
             choice,
             gates,
             train=True,
             mutable=["batch_stats"],
         )
+        y = jnp.swapaxes(y, 0, -1)
         return jnp.sum(y * self.dy), (y, moved["batch_stats"])
 
     def _gradients(self, params, x, choice):
@@ -207,7 +213,7 @@ def test_path_through_the_supernet_is_the_network_it_stands_for():
 
 def test_initial_kernels_have_the_deviation_of_the_network_alone():
     layer = PathLayer(Candidates((2, 6), (3,), True, 40, 1))
-    x = jnp.zeros((1, 6, 8, 40))
+    x = jnp.zeros((40, 6, 8, 1))
     init = jax.jit(functools.partial(layer.init, train=False), compiler_options=QUICK)
     params = init(jax.random.key(0), x, jnp.array(0), None)["params"]
     groups = params["K3"]["groups"]

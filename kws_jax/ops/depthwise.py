@@ -1,30 +1,21 @@
 """Depthwise convolution: each channel is filtered by itself.
 
-XLA's grouped convolution is slow on CPUs, in the gradient above all. There the output
-is one fused loop over shifted copies of the input, and each tap's gradient one
-reduction; other platforms have kernels of their own.
+XLA's grouped convolution is slow on CPUs, in the gradient above all. There it is made
+of shifted copies (`shifted_depthwise.py`); other platforms have kernels of their own.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from kws_jax.ops.shifted_depthwise import Geometry, shifted_gradients, shifted_sum
+
 # number of space axes -> layout of input, kernel and output
 _LAYOUTS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
-
-
-class Geometry(NamedTuple):
-    """Strides, distances of taps and zeros (before, after), each by axis of space."""
-
-    strides: tuple[int, ...]
-    dilation: tuple[int, ...]
-    pads: tuple[tuple[int, int], ...]
+_BATCH_LAST = {1: ("CWN", "WIO", "CWN"), 2: ("CHWN", "HWIO", "CHWN")}
 
 
 def depthwise_conv(
@@ -34,6 +25,7 @@ def depthwise_conv(
     strides: Sequence[int] | None = None,
     dilation: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "SAME",
+    batch_last: bool = False,
 ) -> jax.Array:
     """y[b, s, c] = Σ_i kernel[i, 0, c] · x[b, strides·s + dilation·i − before, c].
 
@@ -46,6 +38,7 @@ def depthwise_conv(
       dilation: distance of neighbouring taps for each axis of space; 1 where None.
       padding: "SAME" (TensorFlow's: ⌈size / stride⌉ outputs, the odd zero at the end),
         "VALID", or the numbers of zeros (before, after) for each axis of space.
+      batch_last: x and the output lie as [c, *space, b].
 
     Returns:
       Output with the same channels.
@@ -56,7 +49,7 @@ def depthwise_conv(
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel.shape, strict=False)]
         padding = lax.padtype_to_pads(x.shape[1:-1], reach, strides, padding)
     pads = tuple((int(before), int(after)) for before, after in padding)
-    return _depthwise(x, kernel, Geometry(strides, dilation, pads))
+    return _depthwise(x, kernel, Geometry(strides, dilation, pads, batch_last))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -64,7 +57,7 @@ def _depthwise(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_shifted_sum, geometry=geometry),
+        cpu=functools.partial(shifted_sum, geometry=geometry),
         default=functools.partial(_grouped_conv, geometry=geometry),
     )
 
@@ -81,7 +74,7 @@ def _backward(geometry, saved, dy):
     return lax.platform_dependent(
         *saved,
         dy,
-        cpu=functools.partial(_shifted_gradients, geometry=geometry),
+        cpu=functools.partial(shifted_gradients, geometry=geometry),
         default=of_grouped_conv,
     )
 
@@ -90,87 +83,13 @@ _depthwise.defvjp(_forward, _backward)
 
 
 def _grouped_conv(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
+    layouts = _BATCH_LAST if geometry.batch_last else _LAYOUTS
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=geometry.strides,
         padding=geometry.pads,
         rhs_dilation=geometry.dilation,
-        dimension_numbers=_LAYOUTS[x.ndim - 2],
-        feature_group_count=x.shape[-1],
+        dimension_numbers=layouts[x.ndim - 2],
+        feature_group_count=kernel.shape[-1],
     )
-
-
-def _shifted_sum(x: jax.Array, kernel: jax.Array, geometry: Geometry) -> jax.Array:
-    padded = _pad(x, geometry.pads)
-    shifts = _shifts(padded, kernel.shape[:-2], geometry)
-    taps = kernel.reshape(-1, x.shape[-1])
-    return sum(
-        (padded[shift] * tap for shift, tap in zip(shifts[1:], taps[1:], strict=True)),
-        start=padded[shifts[0]] * taps[0],
-    )
-
-
-def _shifted_gradients(
-    x: jax.Array, kernel: jax.Array, dy: jax.Array, geometry: Geometry
-) -> tuple[jax.Array, jax.Array]:
-    """Gradients by x and by kernel."""
-    strides, dilation, pads = geometry
-    taps = _tap_gradients(_pad(x, pads), dy, kernel.shape[:-2], geometry)
-    # dx is the full correlation of dy, spread out by the strides, with the flipped
-    # kernel: again a depthwise convolution. A negative pad crops.
-    spread = [(stride - 1) * (n - 1) + n for stride, n in zip(strides, dy.shape[1:-1])]
-    borders = []
-    for axis, (before, _) in enumerate(pads):
-        reach = dilation[axis] * (kernel.shape[axis] - 1)
-        borders.append((reach - before, x.shape[axis + 1] + before - spread[axis]))
-    dy = _pad(dy, borders, strides)
-    flipped = jnp.flip(kernel, tuple(range(kernel.ndim - 2)))
-    none = ((0, 0),) * len(strides)
-    dx = _shifted_sum(dy, flipped, Geometry((1,) * len(strides), dilation, none))
-    return dx, taps.reshape(kernel.shape)
-
-
-def _tap_gradients(
-    padded: jax.Array, dy: jax.Array, taps: tuple[int, ...], geometry: Geometry
-) -> jax.Array:
-    """Σ_{b, s} dy[b, s, c] · padded[b, strides·s + dilation·i, c] for each tap i.
-
-    In a loop: XLA would otherwise compute what comes before the padding anew for each
-    tap, as it fuses that into the reductions.
-    """
-    grid = np.indices(taps).reshape(len(taps), -1).T
-    starts = np.pad(grid * np.array(geometry.dilation), ((0, 0), (1, 1)))
-    spans = [s * (n - 1) + 1 for s, n in zip(geometry.strides, dy.shape[1:-1])]
-    size = (padded.shape[0], *spans, padded.shape[-1])
-    every = tuple(slice(None, None, stride) for stride in geometry.strides)
-
-    def tap(start: jax.Array) -> jax.Array:
-        met = lax.dynamic_slice(padded, start, size)[(slice(None), *every)]
-        return (met * dy).sum(tuple(range(dy.ndim - 1)))
-
-    return lax.map(tap, jnp.asarray(starts))
-
-
-def _pad(
-    x: jax.Array, pads: Sequence[tuple[int, int]], spread: Sequence[int] | None = None
-) -> jax.Array:
-    """Zeros around the axes of space, negative to crop, and between their entries."""
-    spread = spread or (1,) * len(pads)
-    inner = [(before, after, s - 1) for (before, after), s in zip(pads, spread)]
-    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *inner, (0, 0, 0)))
-
-
-def _shifts(
-    padded: jax.Array, taps: Sequence[int], geometry: Geometry
-) -> list[tuple[slice, ...]]:
-    """For each tap, the part of the padded input [b, *space, c] that it meets."""
-    shifts: list[tuple[slice, ...]] = [(slice(None),)]
-    for size, count, stride, step in zip(
-        padded.shape[1:-1], taps, geometry.strides, geometry.dilation, strict=True
-    ):
-        outputs = (size - step * (count - 1) - 1) // stride + 1
-        span = stride * (outputs - 1) + 1
-        parts = [slice(step * i, step * i + span, stride) for i in range(count)]
-        shifts = [(*shift, part) for shift in shifts for part in parts]
-    return shifts

@@ -6,6 +6,9 @@ them up. So a loop of e rounds over one group's program computes any
 expansion at its own cost, and a layer is a program for each kernel size, where one for
 each of its candidates would take many minutes to compile.
 
+Images lie as [c, f, t, b] here: a group has 10 to 40 channels, too few for loops over
+channels to be fast.
+
 Reference: Cai, Zhu and Han, "ProxylessNAS", ICLR 2019 (arXiv 1812.00332), section 3.2.
 """
 
@@ -19,9 +22,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from kws_jax.models.layers import PYTORCH_MOMENTUM, symmetric_padding
-from kws_jax.models.mbconv import ACTIVATIONS, BATCH_NORM_EPSILON
+from kws_jax.models.mbconv import BATCH_NORM_EPSILON
+from kws_jax.ops import batch_last
 from kws_jax.ops.depthwise import depthwise_conv
-from kws_jax.ops.pointwise import pointwise_conv
 
 PyTree = Any
 # "K5" -> arrays of all groups and expansions of this kernel size
@@ -56,7 +59,7 @@ def one_path(
     candidates: Candidates,
     params: Trees,
     stats: Trees,
-    x: Float[Array, "b f t c"],
+    x: Float[Array, "c f t b"],
     choice: Int[Array, ""],
     gates: Float[Array, " o"] | None,
 ) -> tuple[jax.Array, Trees]:
@@ -164,13 +167,14 @@ def _groups(
     group = _group(candidates, at, count)
     shape = jax.eval_shape(group, *_group_at(params, stats, 0), x)[0]
 
-    def one(g: jax.Array, carry: tuple[jax.Array, PyTree]) -> tuple[jax.Array, PyTree]:
-        total, stats = carry
-        y, moved = group(*_group_at(params, stats, first + g), x)
-        return total + y, {**stats, "groups": _put(stats["groups"], moved, first + g)}
+    def one(g: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        total, new, own = carry
+        y, moved = group(*own, x)
+        new = {**new, "groups": _put(new["groups"], moved, first + g)}
+        return total + y, new, _group_at(params, stats, first + g + 1)
 
-    start = (jnp.zeros(shape.shape, shape.dtype), stats)
-    return jax.lax.fori_loop(0, count, one, start)
+    start = jnp.zeros(shape.shape, shape.dtype), stats, _group_at(params, stats, first)
+    return jax.lax.fori_loop(0, count, one, start)[:2]
 
 
 def _pull(
@@ -194,18 +198,19 @@ def _pull(
 
     by_norms, by_total, dx = jax.vjp(finish, params["norms"], total, x)[1](dy)
 
-    def one(g: jax.Array, carry: tuple[PyTree, jax.Array]) -> tuple[PyTree, jax.Array]:
-        by_groups, dx = carry
-        own, own_stats = _group_at(params, stats, first + g)
+    def one(g: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        by_groups, dx, (own, own_stats) = carry
+        following = _group_at(params, stats, first + g + 1)
         if constant:
             pull = jax.vjp(lambda x: group(own, own_stats, x)[0], x)[1]
-            return by_groups, dx + pull(by_total)[0]
+            return by_groups, dx + pull(by_total)[0], following
         pull = jax.vjp(lambda p, x: group(p, own_stats, x)[0], own, x)[1]
         by_own, by_x = pull(by_total)
-        return _put(by_groups, by_own, first + g), dx + by_x
+        return _put(by_groups, by_own, first + g), dx + by_x, following
 
     zeros = None if constant else jax.tree.map(jnp.zeros_like, params["groups"])
-    by_groups, dx = jax.lax.fori_loop(0, count, one, (zeros, dx))
+    start = zeros, dx, _group_at(params, stats, first)
+    by_groups, dx, _ = jax.lax.fori_loop(0, count, one, start)
     return {"groups": by_groups, "norms": by_norms}, dx
 
 
@@ -238,14 +243,12 @@ def _range(candidates: Candidates, which: jax.Array) -> tuple[jax.Array, jax.Arr
 
 
 def _group(candidates: Candidates, at: int, expansion: jax.Array) -> Callable[..., Any]:
-    """A group: (its params, its stats, x) -> (projection [b, g, s, d], moved stats)."""
-    kernel = candidates.kernels[at]
-    act = ACTIVATIONS[candidates.activation]
+    """A group: (its params, its stats, x) -> (projection [d, g, s, b], moved stats)."""
+    kernel, act = candidates.kernels[at], candidates.activation
 
     def expand(params: PyTree, stats: PyTree, x: jax.Array) -> Any:
-        h = _pointwise(x, params["expand"])
-        h, moved = _norm(candidates, params["expand_norm"], stats["expand_norm"], h)
-        return act(h), moved
+        h = batch_last.pointwise(x, params["expand"])
+        return _norm(candidates, params["expand_norm"], stats["expand_norm"], h, act)
 
     def keep(params: PyTree, stats: PyTree, x: jax.Array) -> Any:
         return x, stats["expand_norm"]
@@ -260,12 +263,13 @@ def _group(candidates: Candidates, at: int, expansion: jax.Array) -> Callable[..
             params["depthwise"],
             strides=(candidates.stride,) * 2,
             padding=symmetric_padding((kernel, kernel)),
+            batch_last=True,
         )
         h, second = _norm(
-            candidates, params["depthwise_norm"], stats["depthwise_norm"], h
+            candidates, params["depthwise_norm"], stats["depthwise_norm"], h, act
         )
         moved = {"expand_norm": first, "depthwise_norm": second}
-        return _pointwise(act(h), params["project"]), moved
+        return batch_last.pointwise(h, params["project"]), moved
 
     return run
 
@@ -287,29 +291,32 @@ def _finish(
     return y, {**stats, "norms": _put(stats["norms"], moved, which)}
 
 
-def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return pointwise_conv(x, kernel, (1, 1), "VALID")
-
-
 def _norm(
-    candidates: Candidates, params: PyTree, stats: PyTree, x: jax.Array
+    candidates: Candidates,
+    params: PyTree,
+    stats: PyTree,
+    x: jax.Array,
+    activation: str | None = None,
 ) -> tuple[jax.Array, PyTree]:
-    """flax.linen.BatchNorm over all axes but the channels, statistics in float32."""
-    if candidates.train:
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        axes = tuple(range(x.ndim - 1))
-        mean = wide.mean(axes)
-        var = jnp.maximum(0.0, (wide * wide).mean(axes) - mean * mean)
-        keep = candidates.momentum
-        new = {"mean": mean, "var": var}
-        moved = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, stats, new)
-    else:
-        mean, var, moved = stats["mean"], stats["var"], stats
-    scale = params["scale"] * jax.lax.rsqrt(var + BATCH_NORM_EPSILON)
-    return ((x - mean) * scale + params["bias"]).astype(x.dtype), moved
+    """flax.linen.BatchNorm and an activation; the statistics moved by the batch's."""
+    scale, bias, epsilon = params["scale"], params["bias"], BATCH_NORM_EPSILON
+    if not candidates.train:
+        scale = scale * jax.lax.rsqrt(stats["var"] + epsilon)
+        y = batch_last.normalise(x, stats["mean"], scale, bias, activation)
+        return y, stats
+    y, (mean, var) = batch_last.batch_norm(x, scale, bias, epsilon, activation)
+    keep = candidates.momentum
+    new = {"mean": mean, "var": var}
+    moved = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, stats, new)
+    return y, moved
 
 
 def _group_at(params: PyTree, stats: PyTree, g: Any) -> tuple[PyTree, PyTree]:
+    """A group's arrays. Loops take them a round ahead, in what they carry.
+
+    Taken in the round that needs them, they are looked up in the innermost loops of
+    what XLA fuses, none of which is then vectorised.
+    """
     count = params["groups"]["depthwise"].shape[0]
     return tuple(_take(tree["groups"], g, count) for tree in (params, stats))
 

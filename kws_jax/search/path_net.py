@@ -34,15 +34,15 @@ class PathLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "b f t c"],
+        x: Float[Array, "c f t b"],
         choice: Int[Array, ""],
         gates: Float[Array, " o"] | None,
         *,
         train: bool,
-    ) -> Float[Array, "b g s d"]:
+    ) -> Float[Array, "d g s b"]:
         """Output of the candidate `choice`; its statistics alone move in training."""
         candidates = self.candidates._replace(train=train)
-        inputs = x.shape[-1]
+        inputs = len(x)
         params: dict[str, Any] = {}
         stats: dict[str, Any] = {}
         for kernel, name in zip(candidates.kernels, candidates.kernel_names):
@@ -53,7 +53,7 @@ class PathLayer(nn.Module):
         if self.is_initializing():
             # computing it would take longer to compile than all else of init
             size = (-(-n // candidates.stride) for n in x.shape[1:3])
-            return jnp.zeros((len(x), *size, candidates.channels), x.dtype)
+            return jnp.zeros((candidates.channels, *size, x.shape[-1]), x.dtype)
         values = {name: variable.value for name, variable in stats.items()}
         y, moved = one_path(candidates, params, values, x, choice, gates)
         if self.is_mutable_collection("batch_stats"):
@@ -162,8 +162,10 @@ class PathNet(nn.Module):
         is that of the gates, and not that of the candidates' parameters.
         """
         x = self.stem(jnp.swapaxes(features, 1, 2)[..., None], train=train)
+        x = jnp.swapaxes(x, 0, -1)
         for index, layer in enumerate(self.layers):
             gate = None if gates is None else gates[index]
             x = layer(x, path[index], gate, train=train)
+        x = jnp.swapaxes(x, 0, -1)
         x = self.last(x, train=train).mean(axis=(1, 2))
         return self.head(x, train=train)

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,14 +15,16 @@ from kws_jax.ops import dilated
 from kws_jax.ops.dilated import dilated_conv
 
 
-def arrays(h, w, taps=3):
+def arrays(h, w, taps=(3, 3), channels=(3, 2)):
     rng = np.random.default_rng(h)
-    x = rng.normal(size=(2, h, w, 3)).astype(np.float32)
-    return x, rng.normal(size=(taps, taps, 3, 2)).astype(np.float32)
+    x = rng.normal(size=(2, h, w, channels[0])).astype(np.float32)
+    return x, rng.normal(size=(*taps, *channels)).astype(np.float32)
 
 
 # sizes that the dilation divides or not, and an image smaller than the reach
 CASES = [(8, 6, 1), (8, 6, 2), (9, 7, 4), (5, 3, 8)]
+# taps, channels: those that are completed by zeros, as they are, too few for it
+SHAPES = [((3, 3), (5, 7)), ((3, 5), (8, 6)), ((5, 1), (1, 9))]
 
 
 @pytest.mark.parametrize(("h", "w", "dilation"), CASES)
@@ -51,6 +58,32 @@ def test_both_forms_agree_in_value_and_gradient(h, w, dilation):
     chex.assert_trees_all_close(ours(dy), pull(dy), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("taps", "channels"), SHAPES)
+@pytest.mark.parametrize("h", [36, 37])
+@pytest.mark.parametrize("dilation", [1, 16])
+def test_images_of_several_blocks_give_the_gradients_of_the_plain_form(
+    h, dilation, taps, channels
+):
+    x, kernel = arrays(h, 40, taps, channels)
+    dy = np.random.default_rng(1).normal(size=(2, h, 40, channels[1]))
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(a, jnp.float64) for a in (x, kernel)]
+        expected, pull = jax.vjp(lambda *a: dilated._conv(*a, dilation), *wide)
+        expected_gradients = pull(jnp.asarray(dy))
+    result, ours = jax.vjp(lambda *a: dilated_conv(*a, dilation), x, kernel)
+    gradients = ours(jnp.asarray(dy, jnp.float32))
+    pairs = [(result, expected), *zip(gradients, expected_gradients)]
+    for got, want in pairs:
+        scale = float(np.abs(want).max())
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * scale)
+
+
+def test_forward_mode_is_refused():
+    x, kernel = arrays(8, 6)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: dilated_conv(x, kernel, 2), (x,), (x,))
+
+
 def test_gradients_of_first_and_second_order_are_those_of_differences():
     x, kernel = (a.astype(np.float64) for a in arrays(4, 3))
     with jax.enable_x64(True):
@@ -59,4 +92,53 @@ def test_gradients_of_first_and_second_order_are_those_of_differences():
 
 def test_even_taps_are_refused():
     with pytest.raises(ValueError, match="odd"):
-        dilated_conv(*arrays(8, 8, taps=2), 2)
+        dilated_conv(*arrays(8, 8, taps=(2, 2)), 2)
+
+
+_ON_FOUR_DEVICES = """
+import jax
+import numpy as np
+
+from kws_jax.ops.dilated import dilated_conv
+from kws_jax.training import sharding
+
+mesh = sharding.data_mesh()
+assert mesh.size == 4
+rng = np.random.default_rng(0)
+x, dy = (rng.normal(size=(8, 7, 5, c)).astype(np.float32) for c in (5, 6))
+kernel = rng.normal(size=(3, 3, 5, 6)).astype(np.float32)
+
+
+def gradients(x, kernel, dy):
+    return jax.vjp(lambda *a: dilated_conv(*a, 2), x, kernel)[1](dy)
+
+
+shared = sharding.shard({"x": x, "dy": dy}, mesh)
+arguments = (shared["x"], sharding.replicate(kernel, mesh), shared["dy"])
+compiled = jax.jit(gradients).lower(*arguments).compile()
+dx, d_kernel = compiled(*arguments)
+assert dx.sharding.is_equivalent_to(shared["x"].sharding, 4)
+padded = np.pad(np.float64(x), ((0, 0), (2, 2), (2, 2), (0, 0)))
+for i in range(3):
+    for j in range(3):
+        met = padded[:, 2 * i : 2 * i + 7, 2 * j : 2 * j + 5]
+        want = np.einsum("bhwc,bhwd->cd", met, dy)
+        np.testing.assert_allclose(d_kernel[i, j], want, rtol=0, atol=1e-4)
+text = compiled.as_text()
+assert "all-reduce" in text and "all-gather" not in text, text
+"""
+
+
+def test_devices_keep_their_clips_and_add_up_the_kernel_gradient():
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_FOUR_DEVICES],
+        cwd=Path(__file__).parents[1],
+        env=os.environ
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -137,6 +137,15 @@ def fail(kind):
     together.wait("what never comes")
 
 
+def broken(out, wrong, bad):
+    """A training in which one clip makes numbers that are not finite."""
+    import test_finiteness
+
+    config = test_finiteness.config_of()
+    happens = getattr(test_finiteness, wrong)
+    test_finiteness.trained(out, config, wrong=happens, bad=int(bad))
+
+
 def main(argv):
     """Runs the cases that the arguments name."""
     from absl import logging
@@ -146,6 +155,9 @@ def main(argv):
     distributed.start(distributed.settings({}))
     if steps == "fail":
         fail(cases[0])
+    if steps == "broken":
+        broken(Path(out), *cases)
+        return
     for case in cases:
         name, _, stages = case.partition(":")
         chosen = [int(stage) for stage in stages.split(",")] if stages else None

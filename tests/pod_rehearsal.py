@@ -66,7 +66,14 @@ def curriculum(steps):
     return config
 
 
-CASES = {f.__name__: f for f in (searching, data_parameters, curriculum)}
+def own_norms(steps):
+    """Data parameters, with batch norms of each device."""
+    config = data_parameters(steps)
+    config.batch_norm_of = "device"
+    return config
+
+
+CASES = {f.__name__: f for f in (searching, data_parameters, curriculum, own_norms)}
 
 
 def parts_of(case, steps):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_pods import check_alike, gap, rehearse
 from tiny_parts import tiny_config, tiny_parts
 
 from configs import tc_resnet
@@ -82,6 +83,17 @@ def test_every_kind_of_stage_does_it_where_it_is_asked_to():
     for kind, (without, asked) in on_four_devices("stages").items():
         assert without == 0, kind
         assert asked > 0, kind
+
+
+@pytest.mark.slow
+def test_processes_of_devices_train_as_one_process_of_them(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    rehearse((1, 4), one, 4, "own_norms:0", "data_parameters:0")
+    rehearse((2, 2), other, 4, "own_norms:0")
+    check_alike(one, other, "own_norms")
+    # Global norms train otherwise.
+    (one / "data_parameters.npz").rename(other / "own_norms.npz")
+    assert gap(one, other, "own_norms") > 1e-3
 
 
 def test_one_device_has_the_norms_of_the_whole_batch():

@@ -434,6 +434,9 @@ def base(name: str) -> ConfigDict:
             # With 'device', what devices multiply the learning rate of weights by:
             # 'none', 'linear' (their number) or 'sqrt' (its root).
             "learning_rate_scaling": "none",
+            # Whether the batch norms of training take mean and variance over the whole
+            # batch, 'global', or each 'device' over its own rows of it.
+            "batch_norm_of": "global",
             "data": data(),
             "frontend": mfcc(),
             # What the features go through first: 'none', 'dynamic', 'dynamic_conv' or

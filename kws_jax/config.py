@@ -31,6 +31,8 @@ _MAY_DIFFER = re.compile(
     r"|batch_size_of|learning_rate_scaling"
     r"|(evaluation|detection)\..*"
 )
+# Fields that not all versions had, and what those did that had none.
+_BEFORE_FIELDS = {"batch_norm_of": scaling.GLOBAL}
 
 # Fields without which data cannot be opened, and that not all versions had.
 _LATER_FIELDS = (
@@ -256,7 +258,8 @@ def load_complete(workdir: Path) -> ConfigDict:
 def identity(config: ConfigDict) -> dict[str, Any]:
     """Field -> value of all that makes the experiment what it is."""
     leaves = _leaves(json.loads(to_json(config)))
-    return {name: value for name, value in leaves if not _MAY_DIFFER.fullmatch(name)}
+    told = {name: value for name, value in leaves if not _MAY_DIFFER.fullmatch(name)}
+    return _BEFORE_FIELDS | told
 
 
 def check_same(config: ConfigDict, stored: ConfigDict, workdir: Path) -> None:

@@ -28,6 +28,7 @@ WHOLE: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("weights", "activations", "calibration_batches"), _INT32),
     **dict.fromkeys(("batch_size", "tuples_per_batch", "classes"), _INT32),
     **dict.fromkeys(("log_every_steps", "steps_per_call"), _INT32),
+    "batch_norm_devices": (1, 2**31 - 1),
     **dict.fromkeys(("architecture_every", "patience", "steps"), (0, 2**31 - 1)),
     **dict.fromkeys(("max_macs", "max_parameters"), (0, 2**62)),
     "clips_per_word": (1, 1_000_000),
@@ -94,6 +95,7 @@ FLAGS = {
 TEXTS = {
     *("activation", "anchors", "architecture_data", "batch_size_of", "builder"),
     *("cache_dir", "compute_dtype", "dir", "distance", "genotype", "keywords", "kind"),
+    "batch_norm_of",
     *("learning_rate_scaling", "loss", "method", "mode", "name", "scores"),
     *("noise_seen", "noise_unseen", "objective", "optimizer_start", "post"),
     *("protocol", "rooms", "rule", "schedule", "shortcut", "silence", "source"),

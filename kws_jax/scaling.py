@@ -1,4 +1,7 @@
-"""Batches that grow with the number of devices, and learning rates with them; no JAX.
+"""What of a training depends on the number of devices; no JAX.
+
+Batches may grow with it, and learning rates with them; batch norms may see the rows of
+one device alone.
 
 Reference for the rules: Goyal et al., "Accurate, Large Minibatch SGD", arXiv 1706.02677
 (linear); Krizhevsky, "One weird trick", arXiv 1404.5997, section 5 (square root).
@@ -26,6 +29,7 @@ def check(config: ConfigDict) -> None:
     for field, known in {
         "batch_size_of": (GLOBAL, DEVICE),
         "learning_rate_scaling": tuple(RULES),
+        "batch_norm_of": (GLOBAL, DEVICE),
     }.items():
         value = config.get(field, known[0])
         if value not in known:
@@ -44,13 +48,20 @@ def check(config: ConfigDict) -> None:
 def resolve(
     config: ConfigDict, devices: int, tell: Callable[[str], None]
 ) -> ConfigDict:
-    """The experiment with global batch sizes and the rates that go with them.
+    """The experiment with all that the number of devices makes of it.
+
+    Where `batch_norm_of` is 'device', `batch_norm_devices` says how many there are, so
+    that a training goes on with as many.
 
     Where `batch_size_of` is 'device', sizes are multiplied by `devices`, and the rates
     of the networks' weights (`optimizer`) by what the rule makes of `devices`; rates of
     other trees stay. The result says 'global' and 'none', so that a workdir holds what
     was done; `tell` gets a line for each stage that is changed.
     """
+    if config.get("batch_norm_of", GLOBAL) == DEVICE:
+        config = config.copy_and_resolve_references().unlock()
+        config.batch_norm_devices = devices
+        config.lock()
     if config.get("batch_size_of", GLOBAL) == GLOBAL:
         return config
     rule = config.learning_rate_scaling

@@ -57,19 +57,24 @@ def agreed(value: T) -> T:
     return json.loads(distributed.client().blocking_key_value_get(key, _WAIT_MS))
 
 
-def any_of(value: bool) -> bool:
-    """Whether `value` is true on any process."""
+def of_all(value: T) -> list[T]:
+    """`value`, a JSON value, of each process, in their order."""
     count = jax.process_count()
     if count == 1:
-        return value
-    key = f"kws_jax/{next(_numbers)}/any"
+        return [value]
+    key = f"kws_jax/{next(_numbers)}/all"
     client = distributed.client()
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
-    told = (f"{key}/{number}" for number in range(count))
-    return agreed(
-        is_first()
-        and any(json.loads(client.blocking_key_value_get(k, _WAIT_MS)) for k in told)
-    )
+    told: list[T] = []
+    if is_first():
+        names = (f"{key}/{number}" for number in range(count))
+        told = [json.loads(client.blocking_key_value_get(k, _WAIT_MS)) for k in names]
+    return agreed(told)
+
+
+def any_of(value: bool) -> bool:
+    """Whether `value` is true on any process."""
+    return any(of_all(value))
 
 
 def check_same(what: str, value: object) -> None:

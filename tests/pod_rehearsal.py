@@ -66,7 +66,14 @@ def curriculum(steps):
     return config
 
 
-CASES = {f.__name__: f for f in (searching, data_parameters, curriculum)}
+def own_norms(steps):
+    """Data parameters, with batch norms of each device."""
+    config = data_parameters(steps)
+    config.batch_norm_of = "device"
+    return config
+
+
+CASES = {f.__name__: f for f in (searching, data_parameters, curriculum, own_norms)}
 
 
 def parts_of(case, steps):
@@ -137,6 +144,15 @@ def fail(kind):
     together.wait("what never comes")
 
 
+def broken(out, wrong, bad):
+    """A training in which one clip makes numbers that are not finite."""
+    import test_finiteness
+
+    config = test_finiteness.config_of()
+    happens = getattr(test_finiteness, wrong)
+    test_finiteness.trained(out, config, wrong=happens, bad=int(bad))
+
+
 def main(argv):
     """Runs the cases that the arguments name."""
     from absl import logging
@@ -146,6 +162,9 @@ def main(argv):
     distributed.start(distributed.settings({}))
     if steps == "fail":
         fail(cases[0])
+    if steps == "broken":
+        broken(Path(out), *cases)
+        return
     for case in cases:
         name, _, stages = case.partition(":")
         chosen = [int(stage) for stage in stages.split(",")] if stages else None

@@ -189,7 +189,8 @@ def test_step_moves_the_architecture_first_then_the_weights(order):
         stepped = W0 - 0.1 * (HESSIAN @ W0 + MIXED @ ALPHA0)
         slope = D - 0.1 * MIXED.T @ (stepped - C)
     alpha = ALPHA0 - 0.5 * slope
-    w = W0 - 0.1 * (HESSIAN @ W0 + MIXED @ alpha)
+    by_weights = HESSIAN @ W0 + MIXED @ alpha
+    w = W0 - 0.1 * by_weights
     np.testing.assert_allclose(moved.trees[ARCHITECTURE], alpha, rtol=1e-4)
     np.testing.assert_allclose(moved.trees[WEIGHTS], w, rtol=1e-4)
     assert int(moved.step) == 1
@@ -197,6 +198,9 @@ def test_step_moves_the_architecture_first_then_the_weights(order):
     expected = W0 @ HESSIAN @ W0 / 2 + W0 @ MIXED @ alpha
     assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-4)
     assert {"half", "architecture_loss", "architecture_half"} < set(metrics)
+    for name, gradient in {"": by_weights, "architecture_": slope}.items():
+        norm = pytest.approx(np.linalg.norm(gradient), rel=1e-4)
+        assert float(metrics[f"{name}gradient_norm"]) == norm
 
 
 def test_without_architecture_updates_only_the_weights_learn():

@@ -1,19 +1,29 @@
 """Numbers that are not finite stop training, with the clip and the leaf they are of."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_pods import rehearse
 from tiny_parts import tiny_config, tiny_parts
 
 from kws_jax.data.corpus import CLIP_SAMPLES
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import FRONTENDS, create_frontend
 from kws_jax.models.learned_frontend import create_filters
+from kws_jax.search.bilevel import make_search_step
 from kws_jax.stages import runner, training_run
 from kws_jax.training import finiteness
-from kws_jax.training.state import WEIGHTS, create_train_state
+from kws_jax.training.sparse_momentum import sparse_momentum
+from kws_jax.training.state import (
+    ARCHITECTURE,
+    DATA_PARAMETERS,
+    WEIGHTS,
+    create_train_state,
+)
 from kws_jax.training.step import make_train_step
 
 NAN, INF = float("nan"), float("inf")
@@ -128,6 +138,157 @@ def test_an_update_that_breaks_the_weights_is_told_by_its_leaf(tmp_path):
     assert "The update before it has broken weights/a" in str(failed.value)
 
 
+def searched(folder, config, *, wrong, bad):
+    """A linear search: α is added to the logits, and learns from the second half.
+
+    `bad` is a row of the half that α learns from.
+    """
+    parts = tiny_parts(config, clips=63)
+    transformations = {WEIGHTS: optax.sgd(0.01), ARCHITECTURE: optax.sgd(0.01)}
+
+    def logits_of(trees, loudness):
+        return loudness[:, None] * trees[WEIGHTS]["a"] + trees[ARCHITECTURE]["alpha"]
+
+    def loss_fn(trees, batch_stats, batch, key):
+        loudness = jnp.abs(batch["audio"] / 32768.0).mean(1)
+        logits = logits_of(trees, loudness)
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        each = wrong(
+            each, batch["index"] == bad, {"b": {"kernel": trees[ARCHITECTURE]["alpha"]}}
+        )
+        loss = jnp.where(batch["mask"], each, 0).sum() / batch["mask"].sum()
+        return loss, ({"loss": loss, "accuracy": loss}, batch_stats)
+
+    def step(update_architecture):
+        made = make_search_step(
+            loss_fn, transformations, update_architecture=update_architecture
+        )
+        return lambda state, *inputs: made(state, *inputs)
+
+    steps = {update: step(update) for update in (False, True)}
+    trees = {
+        WEIGHTS: {"a": jnp.ones((4,))},
+        ARCHITECTURE: {"alpha": jnp.full((4,), 0.5)},
+    }
+    half = len(parts.task.train) // 2
+    splits = [
+        parts.task.train.subset(np.arange(half), "train (weights)"),
+        parts.task.train.subset(np.arange(half, 2 * half), "train (architecture)"),
+    ]
+    plan = runner.plan_of(parts, 0, half)
+    return training_run.run(
+        parts,
+        0,
+        folder,
+        create_train_state(trees, {}, transformations),
+        plan=dataclasses.replace(plan, breaks=(1,)),
+        splits=splits,
+        # The first step is one of the warm-up, and has other measures.
+        step_at=lambda number: steps[number >= 1],
+        logits_of=lambda state, features: logits_of(state.trees, features.mean((1, 2))),
+        schedule=lambda step: 0.01,
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (no_number, "The architecture loss became nan"),
+        (no_gradient, "The architecture gradient norm became"),
+    ],
+)
+def test_the_clip_and_the_leaf_of_an_architecture_are_named(tmp_path, wrong, said):
+    config = config_of()
+    config.stages[0].update(eval_every_epochs=4.0, batch_size=4)
+    parts = tiny_parts(config, clips=63)
+    half = len(parts.task.train) // 2
+    split = parts.task.train.subset(np.arange(half), "")
+    drawn = [
+        [parts.selection(split, config.stages[0], stream=stream)(step).positions]
+        for stream, step in ((0, 0), (0, 1), (1, 0), (1, 1))
+    ]
+    # A clip that α meets at the second step; clips of both halves have these numbers.
+    bad = next(c for c in drawn[-1][0].tolist() if c not in np.concatenate(drawn[:-1]))
+    with pytest.raises(UserError) as failed:
+        searched(tmp_path, config, wrong=wrong, bad=bad)
+    told = str(failed.value)
+    assert said in told
+    assert "at step 2 of stage 'train'" in told
+    assert "that of architecture/alpha." in told
+    assert f"'train{half + bad}', number {bad} of the train (architecture)" in told
+
+
+def test_what_no_measure_shows_is_found_before_it_is_saved(tmp_path):
+    config = config_of()
+
+    def step(state, batch, key):
+        """Breaks a tree that neither the loss nor the validation takes."""
+        alpha = jnp.where(state.step == 3, INF, state.trees[ARCHITECTURE]["alpha"])
+        trees = {**state.trees, ARCHITECTURE: {"alpha": alpha}}
+        return state.replace(step=state.step + 1, trees=trees), {"loss": 0.5}
+
+    trees = {WEIGHTS: weights(), ARCHITECTURE: {"alpha": jnp.ones(3)}}
+    parts = tiny_parts(config)
+    with pytest.raises(UserError) as failed:
+        training_run.run(
+            parts,
+            0,
+            tmp_path,
+            create_train_state(trees, {}, {}),
+            plan=runner.plan_of(parts, 0, len(parts.task.train)),
+            splits=[parts.task.train],
+            step_at=lambda number: step,
+            logits_of=lambda state, features: (
+                features.mean((1, 2))[:, None] * state.trees[WEIGHTS]["a"]
+            ),
+            schedule=lambda step: 0.01,
+        )
+    assert "at step 4 of stage 'train'" in str(failed.value)
+    assert "The update before it has broken architecture/alpha" in str(failed.value)
+    # Validated after each second step.
+    saved = tmp_path / "stages" / "0-train" / "last"
+    assert [path.name for path in saved.iterdir()] == ["2"]
+
+
+def test_a_broken_data_parameter_is_told_with_its_clip(tmp_path):
+    config = config_of()
+    config.stages[0].eval_every_epochs = 4.0
+    bad, parts = clip_first_met_at(STEP, config), tiny_parts(config)
+    transformations = {
+        WEIGHTS: optax.sgd(0.01),
+        # The gradient is finite, and the update is not.
+        DATA_PARAMETERS: sparse_momentum(1e39, 0.0),
+    }
+
+    def loss_fn(trees, batch_stats, batch, key):
+        temperatures = trees[DATA_PARAMETERS]["instance"][batch["index"], 0]
+        loss = jnp.where(batch["index"] == bad, temperatures, 0.0).sum()
+        loss += (trees[WEIGHTS]["a"] ** 2).sum()
+        return loss, ({"loss": loss, "accuracy": loss}, batch_stats)
+
+    table = {"class": jnp.zeros(4), "instance": jnp.ones((len(parts.task.train), 2))}
+    trees = {WEIGHTS: weights(), DATA_PARAMETERS: table}
+    step = make_train_step(loss_fn, transformations, trained=tuple(transformations))
+    with pytest.raises(UserError) as failed:
+        training_run.run(
+            parts,
+            0,
+            tmp_path,
+            create_train_state(trees, {}, transformations),
+            plan=runner.plan_of(parts, 0, len(parts.task.train)),
+            splits=[parts.task.train],
+            step_at=lambda number: step,
+            logits_of=lambda state, features: (
+                features.mean((1, 2))[:, None] * state.trees[WEIGHTS]["a"]
+            ),
+            schedule=lambda step: 0.01,
+        )
+    told = str(failed.value)
+    assert f"The data parameters norm became inf at step {STEP} of" in told
+    assert f"The update has broken data_parameters/instance, entry ({bad}, 0)." in told
+    assert f"'train{bad}', number {bad} of the train clips" in told
+
+
 def test_the_program_that_trains_is_the_same_as_without_looking():
     tree = {"b": jnp.array([1.0, INF]), "a": jnp.ones(2)}
     assert finiteness.observed(tree) == {}
@@ -190,3 +351,20 @@ def test_sounds_of_every_extreme_have_finite_features_and_gradients(name):
             lambda leaf, at=place: leaf[at], (heard, by_params, by_audio)
         )
         assert not finiteness.first_leaf(one), sound
+
+
+@pytest.mark.parametrize("layout", [(2, 1), (1, 2)])
+def test_the_process_that_holds_a_clip_names_it(tmp_path, layout):
+    config = config_of()
+    parts = tiny_parts(config)
+    select = parts.selection(parts.task.train, config.stages[0])
+    before = np.concatenate([select(n).positions for n in range(STEP - 1)])
+    # The second half of a batch of eight is that of the second process.
+    bad = next(c for c in select(STEP - 1).positions[4:].tolist() if c not in before)
+    output, _ = rehearse(
+        layout, tmp_path, "broken", "no_gradient", str(bad), expected=2
+    )
+    assert f"at step {STEP} of stage 'train'" in output
+    assert "that of weights/b/kernel." in output
+    assert f"'train{bad}', number {bad} of the train clips: a batch" in output
+    assert ("It is in the share of process 1." in output) == (layout[0] == 2)

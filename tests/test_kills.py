@@ -1,7 +1,7 @@
 """Runs that are killed at random moments end as one that nobody has disturbed.
 
 They are also asked to stop, and find the disk full. KWS_JAX_KILLS=50 makes fifty such
-disturbances; a few by default.
+disturbances, three a run and so one more; a few by default.
 """
 
 import dataclasses

@@ -22,6 +22,7 @@ from kws_jax.models.registry import create_model
 from kws_jax.search import limits, proxyless
 from kws_jax.search.limits import Limits
 from kws_jax.search.mbconv_space import Cost, MBConvSpace, expected_macs
+from kws_jax.training import finiteness
 from kws_jax.training.optimizers import create_optimizer, create_schedule
 from kws_jax.training.state import ARCHITECTURE, WEIGHTS, create_train_state
 
@@ -277,13 +278,14 @@ def test_unused_weights_keep_value_and_momentum():
         np.testing.assert_allclose(tree["a"], w, rtol=1e-5)
 
 
-def step_of(every, start=0, architecture=None):
-    """A step on a loss that is linear in weights and gates."""
+def step_of(every, start=0, architecture=None, factor=1.0):
+    """A step on a loss that is linear in weights and, by a factor, in gates."""
 
     def loss(trees, stats, batch, key, path, gates):
         value = jnp.sum(trees[WEIGHTS]["w"] * batch)
         if gates is not None:
-            value = value + sum(jnp.sum(g * jnp.arange(len(g))) for g in gates)
+            by_gates = sum(jnp.sum(g * jnp.arange(len(g))) for g in gates)
+            value = value + factor * by_gates
         return value, ({"loss": value}, stats)
 
     transformations = {WEIGHTS: optax.sgd(0.1), ARCHITECTURE: optax.sgd(1.0)}
@@ -307,6 +309,36 @@ def test_architecture_moves_at_every_nth_step_after_its_start():
     np.testing.assert_allclose(state.trees[WEIGHTS]["w"], -0.9, rtol=1e-5)
     assert int(state.step) == 9
     assert metrics["expected_macs"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("weights", "alphas", "leaf"),
+    [
+        (1.0, np.nan, "architecture/0"),
+        (np.inf, 1.0, "weights/w"),
+        (1.0, 1.0, ""),
+    ],
+)
+def test_gradients_of_the_architecture_are_watched(weights, alphas, leaf):
+    with finiteness.observing():
+        step, state = step_of(every=2, factor=alphas)
+        batch = jnp.full(2, weights)
+        state, metrics = step(state, jnp.ones(2), jnp.ones(2), jax.random.key(1))
+        assert metrics["architecture_gradient_norm"] == 0
+        assert finiteness.is_finite(metrics)
+        before = state.trees[ARCHITECTURE]
+        _, metrics = step(state, batch, jnp.ones(2), jax.random.key(1))
+    assert finiteness.first_gradient(metrics) == leaf
+    assert finiteness.is_finite(metrics) == (not leaf)
+    if not leaf:
+        # Eq. 4, where ∂L/∂g_j is j.
+        squares = 0.0
+        for alphas in before:
+            p = np.exp(np.float64(alphas)) / np.exp(np.float64(alphas)).sum()
+            places = np.arange(len(p))
+            squares += ((p * (places - (p * places).sum())) ** 2).sum()
+        norm = pytest.approx(np.sqrt(squares), rel=1e-4)
+        assert metrics["architecture_gradient_norm"] == norm
 
 
 def test_warm_up_leaves_the_architecture_alone_and_takes_one_batch():

@@ -220,4 +220,5 @@ def test_search_step_takes_the_supernet_and_keeps_the_shape_of_the_state(order):
     )
     moved, metrics = jax.eval_shape(step, state, FEATURES, FEATURES, jax.random.key(1))
     chex.assert_trees_all_equal_shapes_and_dtypes(moved, state)
-    assert set(metrics) == {"loss", "architecture_loss"}
+    norms = {"gradient_norm", "architecture_gradient_norm"}
+    assert set(metrics) == {"loss", "architecture_loss"} | norms

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kws_jax.training import finiteness
 from kws_jax.training.state import (
     ARCHITECTURE,
     WEIGHTS,
@@ -146,9 +147,9 @@ def make_search_step(
 
     Returns:
       step(state, train_batch, val_batch, key) -> (state, metrics), pure, to be jitted.
-      Metrics are "loss" and those of `loss_fn` on the training batch and, with prefix
-      "architecture_", on the validation batch. Batch statistics come from the training
-      batch alone; `state.step` counts the weight updates.
+      Metrics are "loss", "gradient_norm" and those of `loss_fn` on the training batch
+      and, with prefix "architecture_", on the validation batch. Batch statistics come
+      from the training batch alone; `state.step` counts the weight updates.
     """
     transformations = dict(transformations)
 
@@ -156,9 +157,9 @@ def make_search_step(
         state: TrainState, train_batch: PyTree, val_batch: PyTree, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         keys = train_key, _ = tuple(jax.random.split(key))
-        metrics = {}
+        metrics, gradients = {}, {}
         if update_architecture:
-            gradient, found = architecture_gradient(
+            gradients[ARCHITECTURE], found = architecture_gradient(
                 loss_fn,
                 state,
                 train_batch,
@@ -168,17 +169,21 @@ def make_search_step(
                 weight_transformation=transformations[WEIGHTS],
                 regulariser=regulariser,
             )
-            state = apply_gradients(state, {ARCHITECTURE: gradient}, transformations)
+            state = apply_gradients(state, gradients, transformations)
+            found["gradient_norm"] = optax.global_norm(gradients)
             metrics = {f"{ARCHITECTURE}_{name}": value for name, value in found.items()}
 
         def train_loss(weights: PyTree):
             trees = {**state.trees, WEIGHTS: weights}
             return loss_fn(trees, state.batch_stats, train_batch, train_key)
 
-        (loss, (found, batch_stats)), gradient = jax.value_and_grad(
+        (loss, (found, batch_stats)), gradients[WEIGHTS] = jax.value_and_grad(
             train_loss, has_aux=True
         )(state.trees[WEIGHTS])
-        state = apply_gradients(state, {WEIGHTS: gradient}, transformations)
+        by_weights = {WEIGHTS: gradients[WEIGHTS]}
+        state = apply_gradients(state, by_weights, transformations)
+        found = {**found, "gradient_norm": optax.global_norm(by_weights)}
+        found |= finiteness.observed(gradients)
         state = state.replace(
             step=state.step + jnp.ones((), state.step.dtype), batch_stats=batch_stats
         )

@@ -182,7 +182,8 @@ def make_path_step(
 
     Returns:
       step(state, train_batch[, architecture_batch], key) -> (state, metrics), pure.
-      Batch statistics come from the training batch alone.
+      Batch statistics come from the training batch alone. Among the metrics are
+      "gradient_norm" and "architecture_gradient_norm", 0 where the architecture rests.
     """
 
     def weight_step(state: TrainState, batch: Any, key: jax.Array) -> Any:
@@ -198,10 +199,12 @@ def make_path_step(
         used = used_weights(weights, space, path)
         state = _moved(state, WEIGHTS, gradient, used, transformations)
         metrics["gradient_norm"] = optax.global_norm(gradient)
-        metrics |= finiteness.observed({WEIGHTS: gradient})
-        return state.replace(step=state.step + 1, batch_stats=stats), metrics
+        moved = state.replace(step=state.step + 1, batch_stats=stats)
+        return moved, metrics, gradient
 
-    def architecture_step(state: TrainState, batch: Any, key: jax.Array) -> TrainState:
+    def architecture_step(
+        state: TrainState, batch: Any, key: jax.Array
+    ) -> tuple[TrainState, Architecture]:
         path_key, key = jax.random.split(key)
         alphas = state.trees[ARCHITECTURE]
         path = sample_path(path_key, alphas)
@@ -215,7 +218,12 @@ def make_path_step(
 
         gradient = jax.grad(loss_of)(alphas)
         used = active_layers(space, path)
-        return _moved(state, ARCHITECTURE, gradient, used, transformations)
+        return _moved(state, ARCHITECTURE, gradient, used, transformations), gradient
+
+    def stand_still(
+        state: TrainState, batch: Any, key: jax.Array
+    ) -> tuple[TrainState, Architecture]:
+        return state, jax.tree.map(jnp.zeros_like, state.trees[ARCHITECTURE])
 
     def step(
         state: TrainState, train_batch: Any, *rest: Any
@@ -223,17 +231,19 @@ def make_path_step(
         *others, key = rest
         key = jax.random.fold_in(key, state.step)
         weights_key, architecture_key = jax.random.split(key)
-        state, metrics = weight_step(state, train_batch, weights_key)
+        state, metrics, gradient = weight_step(state, train_batch, weights_key)
+        gradients = {WEIGHTS: gradient}
         if every:
             due = (state.step % every == 0) & (state.step > start)
-            state = jax.lax.cond(
-                due,
-                architecture_step,
-                lambda state, batch, key: state,
-                state,
-                others[0],
-                architecture_key,
+            state, gradient = jax.lax.cond(
+                due, architecture_step, stand_still, state, others[0], architecture_key
             )
+            # What broken weights make of it is told of the weights alone.
+            whole = jnp.isfinite(metrics["gradient_norm"])
+            gradient = jax.tree.map(lambda g: jnp.where(whole, g, 0), gradient)
+            metrics["architecture_gradient_norm"] = optax.global_norm(gradient)
+            gradients[ARCHITECTURE] = gradient
+        metrics |= finiteness.observed(gradients)
         metrics["expected_macs"] = expected_macs(
             state.trees[ARCHITECTURE], objective.costs, objective.fixed_macs
         )

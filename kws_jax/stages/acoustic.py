@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from kws_jax.data.corpus import SILENCE, UNKNOWN
@@ -14,6 +15,7 @@ from kws_jax.models.front_filter import NONE
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.ops import hmm
 from kws_jax.parts import Parts, Setup
+from kws_jax.stages import networks
 from kws_jax.stages.data_parameters import StageTable
 from kws_jax.training.state import WEIGHTS
 from kws_jax.training.step import LossFn, accuracy
@@ -66,6 +68,7 @@ def frame_loss(
     flat_steps: int,
     *,
     compute_dtype: str = "float32",
+    norm_mesh: Mesh | None = None,
     table: StageTable | None = None,
 ) -> LossFn:
     """Mean cross-entropy of the states over all frames of a batch, as a LossFn.
@@ -73,7 +76,8 @@ def frame_loss(
     Each clip is aligned within its label's chain: for the first `flat_steps` by its
     energy (`hmm.flat_start`), then by the best path under the present weights. With a
     `table`, class parameters belong to states and instance parameters to clips; the
-    regulariser counts a clip once, the mean over its frames.
+    regulariser counts a clip once, the mean over its frames. `compute_dtype` and
+    `norm_mesh` are those of `networks.infer_in_training`.
     """
     chains = jnp.asarray(hmm.chains(model.keywords, model.states))
 
@@ -81,16 +85,16 @@ def frame_loss(
         trees: dict[str, PyTree], batch_stats: PyTree, batch: Any, key: jax.Array
     ) -> Any:
         features = features_of(key, batch["audio"])
-        rounded = jax.tree.map(lambda leaf: leaf.astype(compute_dtype), trees[WEIGHTS])
-        variables = {"params": rounded, "batch_stats": batch_stats}
-        logits, updated = model.apply(
+        variables = {"params": trees[WEIGHTS], "batch_stats": batch_stats}
+        logits, updated = networks.infer_in_training(
+            model,
             variables,
-            features.astype(compute_dtype),
-            train=True,
+            features,
+            rngs={},
+            compute_dtype=compute_dtype,
             method="frame_logits",
-            mutable=["batch_stats"],
+            norm_mesh=norm_mesh,
         )
-        logits = logits.astype(jnp.float32)
         likelihoods: jax.Array = jax.lax.stop_gradient(
             cast(jax.Array, model.apply(variables, logits, method="log_likelihoods"))
         )
@@ -124,7 +128,7 @@ def frame_loss(
         if table:
             measures["penalty"] = table.penalty(trees, frames) / states.shape[1]
             loss += measures["penalty"]
-        statistics = _with_occupancy(updated["batch_stats"], frames, model)
+        statistics = _with_occupancy(updated, frames, model)
         return loss, (measures, statistics)
 
     return loss_fn

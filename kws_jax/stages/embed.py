@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from kws_jax.data.conditions import CLEAN
@@ -118,9 +119,17 @@ def as_measured(metric: ConfigDict, embeddings: jax.Array) -> jax.Array:
 
 
 def embedding_loss(
-    parts: Parts, stage: ConfigDict, model: nn.Module, *, compute_dtype: str = "float32"
+    parts: Parts,
+    stage: ConfigDict,
+    model: nn.Module,
+    *,
+    compute_dtype: str = "float32",
+    norm_mesh: Mesh | None = None,
 ) -> LossFn:
-    """The metric loss of the network's embeddings of a batch of tuples, as a LossFn."""
+    """The metric loss of the network's embeddings of a batch of tuples, as a LossFn.
+
+    `compute_dtype` and `norm_mesh` are those of `networks.infer_in_training`.
+    """
     roles = runner.clips_per_step(parts, stage) // stage.tuples_per_batch
 
     def loss_fn(
@@ -136,6 +145,7 @@ def embedding_loss(
             compute_dtype=compute_dtype,
             method="embed",
             epoch=batch.get(EPOCH),
+            norm_mesh=norm_mesh,
         )
         loss, measures = tuple_loss(stage, embeddings, batch["label"], roles)
         return loss, (measures, batch_stats)
@@ -201,7 +211,11 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     transformation, schedule = create_optimizer(stage.optimizer, plan.total_steps)
     transformations = {WEIGHTS: for_part(transformation, "encoder")}
     loss_fn = embedding_loss(
-        parts, stage, model, compute_dtype=parts.config.compute_dtype
+        parts,
+        stage,
+        model,
+        compute_dtype=parts.config.compute_dtype,
+        norm_mesh=networks.mesh_of_norms(parts),
     )
     step = with_epoch(make_train_step(loss_fn, transformations), model, plan)
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from kws_jax import recipes
@@ -62,6 +63,7 @@ def classification_loss(
     model: nn.Module,
     *,
     compute_dtype: str = "float32",
+    norm_mesh: Mesh | None = None,
     table: data_parameters.StageTable | None = None,
     infer: Infer | None = None,
 ) -> LossFn:
@@ -69,7 +71,8 @@ def classification_loss(
 
     Where a batch has a `target` [b, k], as after mixup, it stands for the `label`.
     With a `table`, its data parameters divide the logits and are trained too. `infer`
-    gives the logits in place of the model.
+    gives the logits in place of the model. `compute_dtype` and `norm_mesh` are those of
+    `networks.infer_in_training`.
     """
     loss_of = validation.objective_of(stage).loss
     head_alone = stage.get("trained_part", "all") == "head"
@@ -81,7 +84,9 @@ def classification_loss(
         rngs: dict[str, jax.Array],
         **told: Any,
     ) -> tuple[jax.Array, PyTree]:
-        infer_part: Infer = networks.infer_in_training
+        infer_part: Infer = functools.partial(
+            networks.infer_in_training, norm_mesh=norm_mesh
+        )
         if head_alone:
             infer_part = networks.infer_with_frozen_encoder
         variables = {"params": trees[WEIGHTS], "batch_stats": batch_stats}
@@ -203,19 +208,20 @@ def _loss_of(
     plan: StagePlan,
     table: data_parameters.StageTable | None,
 ) -> LossFn:
-    compute_dtype = parts.config.compute_dtype
+    shared: dict[str, Any] = {
+        "compute_dtype": parts.config.compute_dtype,
+        "norm_mesh": networks.mesh_of_norms(parts),
+        "table": table,
+    }
     if not isinstance(model, AcousticDNN):
-        return classification_loss(
-            parts, stage, model, compute_dtype=compute_dtype, table=table
-        )
+        return classification_loss(parts, stage, model, **shared)
     return acoustic.frame_loss(
         parts,
         stage,
         model,
         functools.partial(features_for_training, parts, stage),
         round(stage.alignment.flat_fraction * plan.total_steps),
-        compute_dtype=compute_dtype,
-        table=table,
+        **shared,
     )
 
 

@@ -9,8 +9,9 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from kws_jax import together
+from kws_jax import scaling, together
 from kws_jax.errors import UserError
 from kws_jax.evaluation.frame_scores import FrameScorer, create_frame_scorer
 from kws_jax.models import counting, front_filter
@@ -19,6 +20,7 @@ from kws_jax.models.learned_frontend import WithFrontend, create_filters
 from kws_jax.models.mbconv import layers_to_json, load_layers
 from kws_jax.models.registry import create_model
 from kws_jax.parts import Setup
+from kws_jax.training import sharding
 from kws_jax.training.checkpoints import write_text
 
 PyTree = Any
@@ -171,6 +173,12 @@ def embed(model: nn.Module, variables: PyTree, features: jax.Array) -> jax.Array
     )
 
 
+def mesh_of_norms(setup: Setup) -> Mesh | None:
+    """The devices of which each normalises its own rows; None where norms see all."""
+    own = setup.config.batch_norm_of == scaling.DEVICE
+    return setup.mesh if own and setup.mesh.size > 1 else None
+
+
 def infer_in_training(
     model: nn.Module,
     variables: PyTree,
@@ -180,6 +188,7 @@ def infer_in_training(
     compute_dtype: str = "float32",
     method: str = "__call__",
     epoch: jax.Array | None = None,
+    norm_mesh: Mesh | None = None,
 ) -> tuple[jax.Array, PyTree]:
     """Logits [b, k] with the batch's own statistics, and new running statistics.
 
@@ -189,22 +198,35 @@ def infer_in_training(
     where they enter, so gradients by them arrive in float32 again. Statistics are
     summed and kept in float32 (Flax's batch norm does so), and logits are float32.
     `infer`, for validation and tests, always computes in float32. `epoch`, where given,
-    tells a network behind a front filter how far its training is.
+    tells a network behind a front filter how far its training is. With `norm_mesh`,
+    each of its devices takes the statistics of its own rows, and the running ones are
+    the mean of what they would have become on each.
     """
     progress: dict[str, Any] = {} if epoch is None else {"epoch": epoch}
-    params, batch_stats = split_variables(variables)
-    rounded = jax.tree.map(lambda leaf: leaf.astype(compute_dtype), params)
-    logits, updated = model.apply(
-        {"params": rounded, "batch_stats": batch_stats},
-        features.astype(compute_dtype),
-        *arguments,
-        train=True,
-        mutable=["batch_stats"],
-        rngs=rngs,
-        method=method,
-        **progress,
-    )
-    return logits.astype(jnp.float32), updated.get("batch_stats", {})
+
+    def apply(
+        variables: PyTree,
+        features: jax.Array,
+        rngs: dict[str, jax.Array],
+        arguments: Any,
+        progress: dict[str, Any],
+    ) -> tuple[jax.Array, PyTree]:
+        params, batch_stats = split_variables(variables)
+        rounded = jax.tree.map(lambda leaf: leaf.astype(compute_dtype), params)
+        logits, updated = model.apply(
+            {"params": rounded, "batch_stats": batch_stats},
+            features.astype(compute_dtype),
+            *arguments,
+            train=True,
+            mutable=["batch_stats"],
+            rngs=rngs,
+            method=method,
+            **progress,
+        )
+        return logits.astype(jnp.float32), updated.get("batch_stats", {})
+
+    applied = apply if norm_mesh is None else sharding.on_own_rows(apply, norm_mesh)
+    return applied(variables, features, rngs, arguments, progress)
 
 
 def infer_with_frozen_encoder(

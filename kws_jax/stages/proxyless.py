@@ -173,6 +173,7 @@ def path_loss(
             gates,
             rngs={},
             compute_dtype=parts.config.compute_dtype,
+            norm_mesh=networks.mesh_of_norms(parts),
         )
         loss = softmax_cross_entropy(
             logits, batch["label"], batch["mask"], label_smoothing=label_smoothing

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from kws_jax import together
@@ -98,8 +99,12 @@ def search_loss(
     method: Darts,
     *,
     compute_dtype: str = "float32",
+    norm_mesh: Mesh | None = None,
 ) -> LossFn:
-    """Cross-entropy of the supernet under the method's weights, as a LossFn."""
+    """Cross-entropy of the supernet under the method's weights, as a LossFn.
+
+    `compute_dtype` and `norm_mesh` are those of `networks.infer_in_training`.
+    """
 
     def loss_fn(
         trees: dict[str, PyTree], batch_stats: PyTree, batch: Any, key: jax.Array
@@ -114,6 +119,7 @@ def search_loss(
             rngs={"dropout": dropout_key, "noise": noise_key},
             compute_dtype=compute_dtype,
             epoch=batch.get(EPOCH),
+            norm_mesh=norm_mesh,
         )
         loss = softmax_cross_entropy(
             logits, batch["label"], batch["mask"], label_smoothing=stage.label_smoothing
@@ -218,7 +224,12 @@ def _step_at(
     It takes a batch for the weights and, drawn apart, one for the architecture.
     """
     loss_fn = search_loss(
-        parts, stage, supernet, method, compute_dtype=parts.config.compute_dtype
+        parts,
+        stage,
+        supernet,
+        method,
+        compute_dtype=parts.config.compute_dtype,
+        norm_mesh=networks.mesh_of_norms(parts),
     )
 
     def of(update_architecture: bool) -> feeding.Step:

@@ -11,8 +11,15 @@ import numpy as np
 from kws_jax.errors import UserError
 
 PyTree = Any
-# What stops a training where it is not finite.
-_WATCHED = ("loss", "gradient_norm")
+# What stops a training where it is not finite, in the order in which a step makes it:
+# what an architecture's step has broken shows in the loss of the weights too.
+_WATCHED = (
+    "architecture_loss",
+    "architecture_gradient_norm",
+    "loss",
+    "gradient_norm",
+    "data_parameters_norm",
+)
 _FLAGS = "gradient_is_finite"
 _observing = False
 
@@ -42,10 +49,17 @@ def watched(
 
 def first_leaf(tree: PyTree) -> str:
     """The path of the first leaf with a number that is not finite; "" for none."""
+    found = first_entry(tree)
+    return found[0] if found else ""
+
+
+def first_entry(tree: PyTree) -> tuple[str, tuple[int, ...]] | None:
+    """Path and index of the first number that is not finite; None where all are."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
-        if not np.isfinite(np.asarray(leaf, np.float64)).all():
-            return _named(path)
-    return ""
+        wrong = np.argwhere(~np.isfinite(np.asarray(leaf, np.float64)))
+        if len(wrong):
+            return _named(path), tuple(wrong[0].tolist())
+    return None
 
 
 @contextlib.contextmanager

@@ -123,8 +123,8 @@ def train_stage(
       "seconds", and those of the rule.
 
     Raises:
-      NotFiniteError: when the loss or the gradient's norm is not finite, naming step,
-        learning rate and the last good checkpoint.
+      NotFiniteError: when a loss, a gradient's norm or the state is not finite, naming
+        step, learning rate and the last good checkpoint.
       UserError: when a checkpoint cannot be written.
       Interrupted: asked to stop, after the state was saved.
     """
@@ -178,6 +178,7 @@ def train_stage(
                 # The loss of a step is that before its update: weights that this
                 # update broke must not become the last good checkpoint.
                 window.check(step, measures["loss"], _VALIDATION_LOSS)
+                window.check_weights(step, state)
                 verdict = rule.judge(notes, measures)
                 report.write(step, "validation", measures | verdict.measures)
                 after_validation(step, state)
@@ -253,15 +254,21 @@ class _Window:
             for name in fetched[0]
         }
         steps = range(self._pending[0][0].start, self._pending[-1][0].stop)
-        for measured in finiteness.watched([made + 1 for made in steps], values):
-            self.check(*measured)
+        for (call, _), part in zip(self._pending, fetched):
+            told = {name: np.atleast_1d(each) for name, each in part.items()}
+            for measured in finiteness.watched([made + 1 for made in call], told):
+                self.check(*measured)
         return steps, values
 
     def restart_clock(self) -> None:
         self._since = time.monotonic()
 
     def check_weights(self, step: int, state: TrainState) -> None:
-        """Refuses a state, still to be validated, that its last update has broken."""
+        """Refuses a state that its last update has broken.
+
+        Its validation need not show it: it takes no data parameters, and of a path's
+        architecture only which is largest.
+        """
         leaves = jax.tree.leaves(jax.device_get((state.trees, state.batch_stats)))
         broken = [leaf for leaf in leaves if not np.isfinite(leaf).all()]
         self.check(step, float(broken[0].sum()) if broken else 0.0, _SUM_OF_WEIGHTS)

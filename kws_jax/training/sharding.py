@@ -92,5 +92,40 @@ def keep_split(batch: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
+def on_own_rows(apply: Callable[..., tuple[jax.Array, Any]], mesh: Mesh) -> Callable:
+    """A network's `apply` in training, of each device on its own rows of a batch.
+
+    Nothing that it computes over rows, as batch norms do, then sees those of other
+    devices, and each device draws with keys of its own.
+
+    Args:
+      apply: (variables, features [b, …], rngs, more …) -> (outputs [b, …], statistics).
+      mesh: b must be a multiple of its size n.
+
+    Returns:
+      The same function, of all rows; statistics are the mean of those of the devices.
+    """
+
+    def alone(variables: Any, features: jax.Array, rngs: Any, *more: Any) -> Any:
+        number = jax.lax.axis_index(_AXIS)
+        own = jax.tree.map(lambda key: jax.random.fold_in(key, number), rngs)
+        outputs, statistics = apply(variables, features, own, *more)
+        return outputs, jax.lax.pmean(statistics, _AXIS)
+
+    def all_rows(variables: Any, features: jax.Array, *more: Any) -> Any:
+        whole, split = PartitionSpec(), PartitionSpec(_AXIS)
+        mapped = jax.shard_map(
+            alone,
+            mesh=mesh,
+            in_specs=(whole, split, *(whole,) * len(more)),
+            out_specs=(split, whole),
+            # It would want the zeros that loops start with to be marked as varying.
+            check_vma=False,
+        )
+        return mapped(variables, features, *more)
+
+    return all_rows
+
+
 def _split_along(axis: int, mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, _AXIS))

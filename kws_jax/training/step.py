@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from kws_jax.training import finiteness
-from kws_jax.training.state import WEIGHTS, TrainState, apply_gradients
+from kws_jax.training.state import (
+    DATA_PARAMETERS,
+    WEIGHTS,
+    TrainState,
+    apply_gradients,
+)
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]
@@ -28,7 +33,8 @@ def make_train_step(
     """A step that updates the trees named in `trained` and leaves the others.
 
     The step folds the state's own counter into `key`, so the same key may be passed at
-    every step. Its metrics are those of `loss_fn` and the gradient's global norm.
+    every step. Its metrics are those of `loss_fn`, the gradient's global norm, and that
+    of the data parameters after the update, where they are trained.
     """
 
     def step(
@@ -43,6 +49,10 @@ def make_train_step(
         gradients, (metrics, batch_stats) = jax.grad(loss_of, has_aux=True)(part)
         new = apply_gradients(state, gradients, dict(transformations))
         metrics = {**metrics, "gradient_norm": optax.global_norm(gradients)}
+        if DATA_PARAMETERS in gradients:
+            # Of a clip they are seen again an epoch later, and in no validation.
+            norm = optax.global_norm(new.trees[DATA_PARAMETERS])
+            metrics[f"{DATA_PARAMETERS}_norm"] = norm
         metrics |= finiteness.observed(gradients)
         return new.replace(step=state.step + 1, batch_stats=batch_stats), metrics
 

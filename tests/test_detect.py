@@ -18,7 +18,7 @@ from kws_jax.evaluation.metrics import wilson_interval
 from kws_jax.parts import build_parts
 from kws_jax.report.page import write_report
 from kws_jax.report.workdir import read_run
-from kws_jax.stages import detection, dispatch
+from kws_jax.stages import detection, dispatch, runner
 
 RATE = 16_000
 
@@ -80,8 +80,13 @@ def measured(made, tmp_path_factory):
 @pytest.fixture
 def workdir(made, tmp_path, monkeypatch):
     monkeypatch.setattr(dispatch, "finished_network", lambda *_: ToneNetwork())
-    shutil.copytree(made[1], tmp_path / "work")
-    return tmp_path / "work"
+    parts, folder = made
+    copy = shutil.copytree(folder, tmp_path / "work")
+    for index in range(len(parts.config.stages)):
+        stage = runner.stage_folder(parts, index, copy)
+        stage.mkdir(parents=True)
+        (stage / runner.DONE_FILE).touch()
+    return copy
 
 
 def test_parts_know_words_that_training_does_not_hear_or_that_are_synthetic(made):

@@ -8,17 +8,18 @@ Noise-Robust Keyword Spotting", IEEE/ACM TASLP 29, 2021.
 Words after the colon: cn2 (default; the paper's loss), npair, triplet, or
 cross_entropy, the baseline trained end to end on the same conditions and as many clips;
 the network (res15 is the paper's); the size, paper (default), cpu or demo, as in
-configs/autokws.py. res15 takes some 0.2 s for each clip that it is trained on with two
-cores, so `cpu` and `demo` train TC-ResNet8 unless a network is named.
+configs/autokws.py. res15 takes some 0.1 s of a core for each clip that it is trained on,
+so `cpu` and `demo` train TC-ResNet8 unless a network is named.
 
 The paper reports about 83.5 % in noises unseen in training, against some 74.6 % of its
 baseline (computed from "12 % relative"). Its features, distance, λ, normalisation,
-SNRs, epochs and optimiser are not known here: the distance, λ = 1 / C(N, 2), the SNRs
-and the schedule, which is that of res15's own code, are this project's choice. Why the
-distance is not squared stands in kws_jax/objectives/metric_learning.py. In the smaller
-sizes the embedding is trained by Adam: of the clean validation clips (10 labels) that
-the nearest class mean told right, 500 steps of Adam at 1e-3 made 39 %, of SGD at 0.03
-28 %. No whole training has been measured yet.
+SNRs, epochs and optimiser are not known here: the distance, its scale, λ = 1 / C(N, 2),
+the SNRs and the schedule, which is that of res15's own code, are this project's choice.
+Why the distance is not squared, and what λ decides, stands in
+kws_jax/objectives/metric_learning.py. In the smaller sizes the embedding is trained by
+Adam: of the clean validation clips (10 labels) that the nearest class mean told right,
+500 steps of Adam at 1e-3 made 39 %, of SGD at 0.03 28 % (at a scale of 1). What this
+project measures, and on which data, stands in README.md.
 """
 
 from ml_collections import ConfigDict

@@ -8,8 +8,8 @@ Noise-Robust Keyword Spotting", IEEE/ACM TASLP 29, 2021.
 Words after the colon: cn2 (default; the paper's loss), npair, triplet, or
 cross_entropy, the baseline trained end to end on the same conditions and as many clips;
 the network (res15 is the paper's); the size, paper (default), cpu or demo, as in
-configs/autokws.py. res15 takes some 0.1 s of a core for each clip that it is trained on,
-so `cpu` and `demo` train TC-ResNet8 unless a network is named.
+configs/autokws.py. res15 takes some 0.1 s of a core for each clip that it is trained
+on, so `cpu` and `demo` train TC-ResNet8 unless a network is named.
 
 The paper reports about 83.5 % in noises unseen in training, against some 74.6 % of its
 baseline (computed from "12 % relative"). Its features, distance, λ, normalisation,

@@ -98,9 +98,8 @@ def embed_stage(train: ConfigDict, loss: str) -> ConfigDict:
                 "distance": "euclid",
                 # Whether embeddings are scaled to length one before.
                 "normalise": True,
-                # λ; 0 is lambda_mean over the number of distances that it multiplies.
+                # λ; 0 is one over the number of distances that it multiplies.
                 "lambda_": 0.0,
-                "lambda_mean": 1.0,
                 # Factor of all distances, inside the softplus: with 1 the tuples that
                 # are told apart weigh nearly as much as those that are not.
                 "scale": 8.0,

@@ -1,12 +1,9 @@
 """Batch norms of each device's own rows; four devices are faked in other processes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from four_devices import on_four_devices
 from test_pods import check_alike, gap, rehearse
 from tiny_parts import tiny_config, tiny_parts
 
@@ -21,23 +18,11 @@ from kws_jax.stages import networks
 FEW = ("tc_resnet8", "gates")
 
 
-def on_four_devices(*arguments):
+def measured(*arguments):
     """What a part of `device_norms` prints."""
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-m", "device_norms", *arguments],
-        cwd=root,
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": os.pathsep.join((str(root), str(root / "tests"))),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        },
-        capture_output=True,
-        text=True,
+    return json.loads(
+        on_four_devices("-m", "device_norms", *arguments).splitlines()[-1]
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def check_as_separate_batches(found):
@@ -50,37 +35,37 @@ def check_as_separate_batches(found):
 
 
 def test_a_norm_is_the_formula_over_the_rows_of_each_device():
-    gaps = on_four_devices("literal")
+    gaps = measured("literal")
     assert max(gaps.values()) < 1e-6
 
 
 def test_networks_and_searches_compute_four_separate_batches():
-    found = on_four_devices("compared_networks", *FEW)
+    found = measured("compared_networks", *FEW)
     assert set(found) == set(FEW)
     check_as_separate_batches(found)
 
 
 @pytest.mark.slow
 def test_every_network_computes_four_separate_batches():
-    found = on_four_devices("compared_networks")
+    found = measured("compared_networks")
     assert set(found) >= {*MODELS, *FEW, "embeddings"}
     check_as_separate_batches(found)
 
 
 def test_a_step_is_that_of_the_mean_of_separate_gradients():
-    gaps = on_four_devices("one_step")
+    gaps = measured("one_step")
     # Updates are differences of weights, of which they are a hundredth.
     assert gaps.pop("updates") < 1e-4
     assert max(gaps.values()) < 1e-6
 
 
 def test_devices_drop_out_different_entries_of_the_same_clips():
-    assert on_four_devices("draws") == {"differ": True}
+    assert measured("draws") == {"differ": True}
 
 
 @pytest.mark.slow
 def test_every_kind_of_stage_does_it_where_it_is_asked_to():
-    for kind, (without, asked) in on_four_devices("stages").items():
+    for kind, (without, asked) in measured("stages").items():
         assert without == 0, kind
         assert asked > 0, kind
 
@@ -125,6 +110,8 @@ def test_workdirs_of_before_had_global_norms(tmp_path):
     before = of_devices()
     del before.batch_norm_of
     configs.check_same(of_devices(), before, tmp_path)
+    with pytest.raises(UserError, match="batch_norm_of: 'global' there, 'device' here"):
+        configs.check_same(of_devices(batch_norm_of="device"), before, tmp_path)
 
 
 def test_other_names_are_refused():

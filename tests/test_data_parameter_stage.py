@@ -1,9 +1,6 @@
 """Data parameters in a training stage: devices, restarts, records, wrong labels."""
 
 import json
-import os
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from four_devices import on_four_devices
 from ml_collections import ConfigDict
 from tiny_parts import LABELS, killed_after_saving, tiny_config, tiny_parts
 
@@ -125,21 +123,7 @@ print(json.dumps({
 
 
 def test_four_devices_train_the_table_that_one_does():
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM],
-        cwd=here.parent,
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(here),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = json.loads(on_four_devices("-c", _PROGRAM).splitlines()[-1])
     assert found["gap"] < 1e-6
     # The clamp lifts every clip from 0.001 to 0.05; those heard go on from there.
     assert found["moved"] == {"class": 4, "instance": 24}

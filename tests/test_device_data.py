@@ -1,15 +1,12 @@
 """Batches that are mixed on the device are those that tf.data mixes on the host."""
 
-import os
-import subprocess
-import sys
 from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from four_devices import on_four_devices
 from tiny_parts import bank, random_split, room_bank, tiny_config, tiny_parts
 
 from kws_jax.data import device, pipeline
@@ -266,18 +263,4 @@ print("same")
 
 
 def test_four_devices_each_make_their_share():
-    tests = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", _FOUR_DEVICES],
-        cwd=tests.parent,
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "PYTHONPATH": str(tests),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert (done.returncode, done.stdout) == (0, "same\n"), done.stderr
+    assert on_four_devices("-c", _FOUR_DEVICES) == "same\n"

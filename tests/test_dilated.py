@@ -1,13 +1,9 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from four_devices import on_four_devices
 from jax.test_util import check_grads
 from scipy import ndimage
 
@@ -130,15 +126,4 @@ assert "all-reduce" in text and "all-gather" not in text, text
 
 
 def test_devices_keep_their_clips_and_add_up_the_kernel_gradient():
-    done = subprocess.run(
-        [sys.executable, "-c", _ON_FOUR_DEVICES],
-        cwd=Path(__file__).parents[1],
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    on_four_devices("-c", _ON_FOUR_DEVICES)

@@ -218,6 +218,23 @@ def test_the_clip_and_the_leaf_of_an_architecture_are_named(tmp_path, wrong, sai
     assert f"'train{half + bad}', number {bad} of the train (architecture)" in told
 
 
+def run_with(step, state, parts, folder):
+    """Trains the only stage by a step; its validation sees the leaf "a" alone."""
+    return training_run.run(
+        parts,
+        0,
+        folder,
+        state,
+        plan=runner.plan_of(parts, 0, len(parts.task.train)),
+        splits=[parts.task.train],
+        step_at=lambda number: step,
+        logits_of=lambda state, features: (
+            features.mean((1, 2))[:, None] * state.trees[WEIGHTS]["a"]
+        ),
+        schedule=lambda step: 0.01,
+    )
+
+
 def test_what_no_measure_shows_is_found_before_it_is_saved(tmp_path):
     config = config_of()
 
@@ -230,19 +247,7 @@ def test_what_no_measure_shows_is_found_before_it_is_saved(tmp_path):
     trees = {WEIGHTS: weights(), ARCHITECTURE: {"alpha": jnp.ones(3)}}
     parts = tiny_parts(config)
     with pytest.raises(UserError) as failed:
-        training_run.run(
-            parts,
-            0,
-            tmp_path,
-            create_train_state(trees, {}, {}),
-            plan=runner.plan_of(parts, 0, len(parts.task.train)),
-            splits=[parts.task.train],
-            step_at=lambda number: step,
-            logits_of=lambda state, features: (
-                features.mean((1, 2))[:, None] * state.trees[WEIGHTS]["a"]
-            ),
-            schedule=lambda step: 0.01,
-        )
+        run_with(step, create_train_state(trees, {}, {}), parts, tmp_path)
     assert "at step 4 of stage 'train'" in str(failed.value)
     assert "The update before it has broken architecture/alpha" in str(failed.value)
     # Validated after each second step.
@@ -270,19 +275,7 @@ def test_a_broken_data_parameter_is_told_with_its_clip(tmp_path):
     trees = {WEIGHTS: weights(), DATA_PARAMETERS: table}
     step = make_train_step(loss_fn, transformations, trained=tuple(transformations))
     with pytest.raises(UserError) as failed:
-        training_run.run(
-            parts,
-            0,
-            tmp_path,
-            create_train_state(trees, {}, transformations),
-            plan=runner.plan_of(parts, 0, len(parts.task.train)),
-            splits=[parts.task.train],
-            step_at=lambda number: step,
-            logits_of=lambda state, features: (
-                features.mean((1, 2))[:, None] * state.trees[WEIGHTS]["a"]
-            ),
-            schedule=lambda step: 0.01,
-        )
+        run_with(step, create_train_state(trees, {}, transformations), parts, tmp_path)
     told = str(failed.value)
     assert f"The data parameters norm became inf at step {STEP} of" in told
     assert f"The update has broken data_parameters/instance, entry ({bad}, 0)." in told

@@ -1,12 +1,9 @@
 """Several devices compute what one does; they are faked in a process of their own."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from four_devices import on_four_devices
 
 from kws_jax.errors import UserError
 from kws_jax.training import sharding
@@ -86,24 +83,12 @@ except sharding.UserError as error:
 
 
 @pytest.fixture(scope="module")
-def on_four_devices():
-    done = subprocess.run(
-        [sys.executable, "-c", _PROGRAM],
-        cwd=Path(__file__).parents[1],
-        env=os.environ
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+def printed():
+    return on_four_devices("-c", _PROGRAM).splitlines()
 
 
-def test_a_step_on_four_devices_is_that_on_one(on_four_devices):
-    found = json.loads(on_four_devices[0])
+def test_a_step_on_four_devices_is_that_on_one(printed):
+    found = json.loads(printed[0])
     assert found["mesh"] == 4
     assert found["rows"] == [2]
     # Weights, momentum, batch statistics, loss and accuracy; all of them have moved.
@@ -112,8 +97,8 @@ def test_a_step_on_four_devices_is_that_on_one(on_four_devices):
     assert found["replicated"]
 
 
-def test_a_batch_that_four_devices_cannot_share_is_refused(on_four_devices):
-    assert on_four_devices[1] == (
+def test_a_batch_that_four_devices_cannot_share_is_refused(printed):
+    assert printed[1] == (
         "batch_size = 10 cannot be divided over 4 devices; take a multiple, for "
         "example 12."
     )

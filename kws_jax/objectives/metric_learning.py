@@ -191,13 +191,6 @@ def _or(weight: float | None, count: int) -> float:
     return 1 / count if weight is None else weight
 
 
-def distances_between(loss: str, classes: int) -> int:
-    """How many distances between classes λ multiplies in a loss on N classes."""
-    return {"cn2": classes * (classes - 1) // 2, "npair": classes - 1, "triplet": 1}[
-        loss
-    ]
-
-
 LOSSES: dict[str, TupleLoss] = {
     "cn2": cn2_pair_loss,
     "npair": n_pair_loss,

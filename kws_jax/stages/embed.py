@@ -68,14 +68,13 @@ def check(parts: Parts, stage: ConfigDict) -> None:
     if metric.lambda_ < 0:
         raise UserError(
             f"metric.lambda_ = {metric.lambda_} of stage {stage.name!r}: give a number "
-            "above 0, or 0 for metric.lambda_mean."
+            "above 0, or 0 for the default of the loss."
         )
-    for field in ("lambda_mean", "scale"):
-        if metric[field] <= 0:
-            raise UserError(
-                f"metric.{field} = {metric[field]} of stage {stage.name!r}: give a "
-                "number above 0."
-            )
+    if metric.scale <= 0:
+        raise UserError(
+            f"metric.scale = {metric.scale} of stage {stage.name!r}: give a number "
+            "above 0."
+        )
     if stage.tuples_per_batch % parts.mesh.size:
         raise UserError(
             f"tuples_per_batch = {stage.tuples_per_batch} cannot be divided over "
@@ -98,12 +97,10 @@ def tuple_loss(
     compared = tuples
     if metric.anchors == ALL_ANCHORS:
         compared = metric_learning.every_anchor(tuples, labels.reshape(-1, roles))
-    # N classes in N + 1 roles
-    between = metric_learning.distances_between(metric.loss, roles - 1)
     losses = metric_learning.LOSSES[metric.loss](
         compared,
         distance=metric.distance,
-        weight=metric.lambda_ or metric.lambda_mean / between,
+        weight=metric.lambda_ or None,
         scale=metric.scale,
     )
     distance = metric_learning.DISTANCES[metric.distance]

@@ -32,7 +32,7 @@ _MAY_DIFFER = re.compile(
     r"|(evaluation|detection)\..*"
 )
 # Fields that not all versions had, and what those did that had none.
-_BEFORE_FIELDS = {"batch_norm_of": scaling.GLOBAL}
+_BEFORE_FIELDS = {"batch_norm_of": scaling.GLOBAL, "search.nested": False}
 
 # Fields without which data cannot be opened, and that not all versions had.
 _LATER_FIELDS = (

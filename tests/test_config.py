@@ -243,6 +243,15 @@ def test_another_experiment_is_told_by_the_field_that_differs(field, value):
     assert "--workdir=runs/x" in str(caught.value)
 
 
+def test_supernets_of_before_shared_no_weights():
+    there, asked = load("end_to_end_nas:"), load("end_to_end_nas:").unlock()
+    del there.unlock().search.nested
+    configs.check_same(load("end_to_end_nas:"), there, Path("x"))
+    asked.search.nested = True
+    with pytest.raises(UserError, match="nested: False there, True here"):
+        configs.check_same(asked, there, Path("x"))
+
+
 def test_another_number_of_stages_is_another_experiment():
     with pytest.raises(UserError, match="belongs to another experiment"):
         configs.check_same(load("tc_resnet:"), load("autokws:"), Path("x"))

@@ -14,7 +14,7 @@ from kws_jax.search.mbconv_space import MBConvSpace
 from kws_jax.search.one_path import Candidates
 from kws_jax.search.path_net import PathLayer, PathNet
 
-EXPANSIONS, KERNELS = (1, 3), (3, 5)
+EXPANSIONS, KERNELS = (1, 2, 5), (3, 5)
 BLOCKS = [f"E{e}K{k}" for e in EXPANSIONS for k in KERNELS]
 RNG = np.random.default_rng(0)
 near = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-4)
@@ -36,8 +36,15 @@ def extract(tree, name):
     """What MBConv has of a layer's parameters or statistics, for one operation."""
     e, k = parse_operation(name)
     at = EXPANSIONS.index(e)
-    first = sum(EXPANSIONS[:at])
-    groups = cut(tree[f"K{k}"]["groups"], first, first + e, sum(EXPANSIONS))
+    # Nested: a group of expansion 1, then five of which 2 and 5 take the first.
+    nested = "shared" in tree
+    first, count = (min(at, 1), 6) if nested else (sum(EXPANSIONS[:at]), 8)
+    groups = tree[f"K{k}"]["groups"] if not nested else dict(tree["shared"])
+    if nested:
+        groups["depthwise_norm"] = tree[f"K{k}"]["depthwise_norm"]
+        if "depthwise" in groups and k < max(KERNELS):
+            groups["depthwise"] = groups["depthwise"][:, 1:-1, 1:-1]
+    groups = cut(groups, first, first + e, count)
     norm = cut(tree[f"K{k}"]["norms"], at, at + 1, len(EXPANSIONS))
 
     def part(conv, norm, axis=-1):
@@ -61,10 +68,16 @@ class Case:
     Images lie as [b, f, t, c] here, and as [c, f, t, b] inside of the layer.
     """
 
-    def __init__(self, stride):
+    def __init__(self, stride, nested):
         self.stride, self.channels = stride, 4 if stride == 1 else 6
         candidates = Candidates(
-            EXPANSIONS, KERNELS, stride == 1, self.channels, stride, momentum=0.8
+            EXPANSIONS,
+            KERNELS,
+            stride == 1,
+            self.channels,
+            stride,
+            momentum=0.8,
+            nested=nested,
         )
         self.layer = PathLayer(candidates)
         self.x = RNG.normal(size=(3, 6, 8, 4)).astype(np.float32)
@@ -108,12 +121,16 @@ class Case:
         return jax.grad(self.run, argnums=(0, 1), has_aux=True)(params, x, choice)
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["stride1", "stride2"])
+@pytest.fixture(
+    scope="module",
+    params=[(1, False), (2, False), (1, True), (2, True)],
+    ids=["stride1", "stride2", "nested-stride1", "nested-stride2"],
+)
 def case(request):
-    return Case(request.param)
+    return Case(*request.param)
 
 
-@pytest.mark.parametrize("name", ["E3K5", "E1K3"])
+@pytest.mark.parametrize("name", ["E2K5", "E1K3", "E5K3"])
 def test_path_and_its_gradients_are_those_of_the_bottleneck(case, name):
     params, stats = (case.variables[c] for c in ("params", "batch_stats"))
     choice = jnp.array(case.names.index(name))
@@ -144,6 +161,14 @@ def test_path_and_its_gradients_are_those_of_the_bottleneck(case, name):
         # nothing moves beside the path (an expansion of 1 has no use for "expand")
         assert of_path == every > 0
 
+    def agree(path, used, gradient):
+        # that of an expansion of 1 counts as used, and stays as it is
+        if not (name.startswith("E1") and "expand" in jax.tree_util.keystr(path)):
+            np.testing.assert_array_equal(used, gradient)
+
+    used = case.layer.candidates.layout.used(params, choice)
+    jax.tree_util.tree_map_with_path(agree, used, gradient)
+
 
 def test_skip_passes_on_values_and_gradients(case):
     if case.stride != 1:
@@ -159,7 +184,7 @@ def test_skip_passes_on_values_and_gradients(case):
 
 
 def test_gates_get_the_product_of_the_gradient_and_every_candidate(case):
-    params, name = case.variables["params"], "E3K3"
+    params, name = case.variables["params"], "E5K3"
     choice = jnp.array(case.names.index(name))
     gates = jax.nn.one_hot(choice, len(case.names))
 
@@ -184,11 +209,12 @@ def test_gates_get_the_product_of_the_gradient_and_every_candidate(case):
     near(by_x, expected_x)
 
 
-def test_path_through_the_supernet_is_the_network_it_stands_for():
-    space = MBConvSpace(EXPANSIONS, (3,))
+@pytest.mark.parametrize("nested", [False, True])
+def test_path_through_the_supernet_is_the_network_it_stands_for(nested):
+    space = MBConvSpace(EXPANSIONS, KERNELS, nested=nested)
     model = PathNet(3, space)
     x = RNG.normal(size=(2, 10, 8)).astype(np.float32)
-    layers = ("E3K3", "E1K3", SKIP, "E1K3", SKIP, "E3K3")
+    layers = ("E5K3", "E1K5", SKIP, "E1K3", SKIP, "E2K5")
     path = jnp.array([c.index(n) for c, n in zip(space.candidates, layers)])
     variables = random_variables(model, x, path)
 

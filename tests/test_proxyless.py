@@ -244,7 +244,7 @@ def test_what_a_path_uses_follows_its_operations():
             if name.endswith(f"K{k}"):
                 groups[0 if name[1] == "1" else slice(1, 3)] = True
                 norms[0 if name[1] == "1" else 1] = True
-            expected = groups[:, None, None]
+            expected = np.broadcast_to(groups[:, None, None], (GROUPS, 2, 2))
             np.testing.assert_array_equal(got["groups"]["depthwise"], expected)
             np.testing.assert_array_equal(
                 got["groups"]["norm"]["scale"], np.repeat(groups, 4)

@@ -34,8 +34,9 @@ def nas_parts(words="mfcc10", **search):
     return type(parts)(**(vars(parts) | {"frontend": frontend}))
 
 
-def test_search_from_warm_up_to_the_network_within_its_limits(tmp_path):
-    parts = nas_parts(max_parameters=16_000)
+@pytest.mark.parametrize("nested", [False, True])
+def test_search_from_warm_up_to_the_network_within_its_limits(tmp_path, nested):
+    parts = nas_parts(max_parameters=16_000, nested=nested)
     dispatch.check(parts, tmp_path)
     states = []
     run_stage = runner.run_stage

@@ -22,6 +22,7 @@ from kws_jax.models.mbconv import (
     strides_of,
     widths_of,
 )
+from kws_jax.search.layout import Layout
 
 LAYERS = 2 * STAGE_LAYERS
 # One vector of architecture weights a layer, in the order of its candidates.
@@ -35,6 +36,7 @@ class MBConvSpace:
     Attributes:
       expansions, kernels: what there is to choose from.
       round_widths: channels as multiples of 8, as in MBConvNet.
+      nested: whether the supernet's candidates share their weights, as Layout says.
 
     Raises:
       UserError: an expansion or kernel that the network does not have, or none.
@@ -43,6 +45,7 @@ class MBConvSpace:
     expansions: tuple[int, ...] = EXPANSIONS
     kernels: tuple[int, ...] = KERNELS
     round_widths: bool = False
+    nested: bool = False
 
     def __post_init__(self):
         for field, known in (("expansions", EXPANSIONS), ("kernels", KERNELS)):
@@ -60,6 +63,11 @@ class MBConvSpace:
         return tuple(
             blocks if stride > 1 else (*blocks, SKIP) for stride in self.strides
         )
+
+    @property
+    def layout(self) -> Layout:
+        """Where the candidates' weights stand in a layer of the supernet."""
+        return Layout(self.expansions, self.kernels, self.nested)
 
     @property
     def strides(self) -> tuple[int, ...]:

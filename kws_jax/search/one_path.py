@@ -25,9 +25,10 @@ from kws_jax.models.layers import PYTORCH_MOMENTUM, symmetric_padding
 from kws_jax.models.mbconv import BATCH_NORM_EPSILON
 from kws_jax.ops import batch_last
 from kws_jax.ops.depthwise import depthwise_conv
+from kws_jax.search.layout import Layout
 
 PyTree = Any
-# "K5" -> arrays of all groups and expansions of this kernel size
+# of a layer, as Layout lays them out
 Trees = dict[str, PyTree]
 
 
@@ -41,17 +42,13 @@ class Candidates(NamedTuple):
     stride: int
     activation: str = "relu6"
     momentum: float = PYTORCH_MOMENTUM
+    nested: bool = False
     train: bool = False
 
     @property
-    def offsets(self) -> np.ndarray:
-        """The place of each expansion's first group, and the number of all groups."""
-        return np.concatenate([[0], np.cumsum(self.expansions)]).astype(np.int32)
-
-    @property
-    def kernel_names(self) -> tuple[str, ...]:
-        """Under which the arrays of each kernel size stand."""
-        return tuple(f"K{kernel}" for kernel in self.kernels)
+    def layout(self) -> Layout:
+        """Where their weights stand."""
+        return Layout(self.expansions, self.kernels, self.nested)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -84,13 +81,14 @@ def _forward(
     choice: jax.Array,
     gates: jax.Array | None,
 ) -> tuple[tuple[jax.Array, Trees], tuple[Any, ...]]:
-    def block(at: int) -> Callable[..., Any]:
-        name = candidates.kernel_names[at]
+    layout = candidates.layout
 
+    def block(at: int) -> Callable[..., Any]:
         def run(which: jax.Array, params: Trees, stats: Trees, x: jax.Array) -> Any:
-            total, moved = _groups(candidates, at, which, params[name], stats[name], x)
-            y, moved = _finish(candidates, which, params[name], moved, total, x)
-            return y, total, {**stats, name: moved}
+            own, own_stats = layout.own(params, at), layout.own(stats, at)
+            total, moved = _groups(candidates, at, which, own, own_stats, x)
+            y, moved = _finish(candidates, which, own, moved, total, x)
+            return y, total, layout.with_statistics(stats, at, moved)
 
         return run
 
@@ -106,20 +104,15 @@ def _backward(
 ) -> tuple[Any, ...]:
     params, stats, x, choice, gates, total = saved
     dy, _ = cotangents
-    constant = gates is not None
+    constant, layout = gates is not None, candidates.layout
 
     def block(at: int) -> Callable[..., Any]:
-        name = candidates.kernel_names[at]
-
         def run(which: jax.Array, total: jax.Array, x: jax.Array, dy: jax.Array) -> Any:
-            own = _pull(
-                candidates, at, which, params[name], stats[name], total, x, dy, constant
+            own, own_stats = layout.own(params, at), layout.own(stats, at)
+            by_own, dx = _pull(
+                candidates, at, which, own, own_stats, total, x, dy, constant
             )
-            by_own, dx = own
-            if constant:
-                return None, dx
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            return {**zeros, name: by_own}, dx
+            return None if constant else layout.spread(params, at, by_own), dx
 
         return run
 
@@ -157,7 +150,7 @@ def _switch(
 def _groups(
     candidates: Candidates,
     at: int,
-    which: jax.Array,
+    which: jax.Array | int,
     params: PyTree,
     stats: PyTree,
     x: jax.Array,
@@ -218,28 +211,87 @@ def _by_gates(
     candidates: Candidates, params: Trees, stats: Trees, x: jax.Array, dy: jax.Array
 ) -> Float[Array, " o"]:
     """⟨dy, o_j(x)⟩ of all candidates, one computed after the other."""
-
-    def product(at: int, which: jax.Array) -> jax.Array:
-        own, own_stats = (tree[candidates.kernel_names[at]] for tree in (params, stats))
-        total, moved = _groups(candidates, at, which, own, own_stats, x)
-        y, _ = _finish(candidates, which, own, moved, total, x)
-        return jnp.sum((dy * y).astype(jnp.float32))
-
-    places = jnp.arange(len(candidates.expansions))
-    columns = [
-        jax.lax.map(functools.partial(product, at), places)
-        for at in range(len(candidates.kernels))
-    ]
+    columns, layout = [], candidates.layout
+    products_of = _products_of_nested if candidates.nested else _products
+    for at in range(len(candidates.kernels)):
+        own, own_stats = layout.own(params, at), layout.own(stats, at)
+        columns.append(products_of(candidates, at, own, own_stats, x, dy))
     products = jnp.stack(columns, axis=1).reshape(-1)
     if not candidates.skip:
         return products
     return jnp.append(products, jnp.sum((dy * x).astype(jnp.float32)))
 
 
-def _range(candidates: Candidates, which: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _products(
+    candidates: Candidates,
+    at: int,
+    params: PyTree,
+    stats: PyTree,
+    x: jax.Array,
+    dy: jax.Array,
+) -> Float[Array, " e"]:
+    """⟨dy, o(x)⟩ of a kernel size with each expansion."""
+
+    def product(which: jax.Array) -> jax.Array:
+        total, _ = _groups(candidates, at, which, params, stats, x)
+        return _product(candidates, which, params, stats, total, x, dy)
+
+    return jax.lax.map(product, jnp.arange(len(candidates.expansions)))
+
+
+def _products_of_nested(
+    candidates: Candidates,
+    at: int,
+    params: PyTree,
+    stats: PyTree,
+    x: jax.Array,
+    dy: jax.Array,
+) -> Float[Array, " e"]:
+    """`_products` where expansions are sums of the same groups: each once."""
+    expansions, largest = candidates.expansions, max(candidates.expansions)
+    first, count = _range(candidates, expansions.index(largest))
+    group = _group(candidates, at, count)
+    # At each number of groups, the expansion that has as many, if one has.
+    places = [expansions.index(e) if e in expansions else 0 for e in range(largest + 1)]
+
+    def one(carry: tuple[Any, ...], g: jax.Array) -> tuple[tuple[Any, ...], jax.Array]:
+        total, own = carry
+        total = total + group(*own, x)[0]
+        which = jnp.asarray(places)[g + 1]
+        product = _product(candidates, which, params, stats, total, x, dy)
+        return (total, _group_at(params, stats, first + g + 1)), product
+
+    start = jnp.zeros_like(dy), _group_at(params, stats, first)
+    products = jax.lax.scan(one, start, jnp.arange(largest))[1]
+    products = products[np.array(expansions) - 1]
+    if 1 in expansions:
+        which = expansions.index(1)
+        total, _ = _groups(candidates, at, which, params, stats, x)
+        alone = _product(candidates, which, params, stats, total, x, dy)
+        products = products.at[which].set(alone)
+    return products
+
+
+def _product(
+    candidates: Candidates,
+    which: jax.Array | int,
+    params: PyTree,
+    stats: PyTree,
+    total: jax.Array,
+    x: jax.Array,
+    dy: jax.Array,
+) -> Float[Array, ""]:
+    y, _ = _finish(candidates, which, params, stats, total, x)
+    return jnp.sum((dy * y).astype(jnp.float32))
+
+
+def _range(
+    candidates: Candidates, which: jax.Array | int
+) -> tuple[jax.Array, jax.Array]:
     """First group and number of groups of the expansion at a place."""
     expansions = jnp.asarray(candidates.expansions, jnp.int32)
-    return jnp.asarray(candidates.offsets)[which], expansions[which]
+    first = jnp.asarray(candidates.layout.first, jnp.int32)
+    return first[which], expansions[which]
 
 
 def _group(candidates: Candidates, at: int, expansion: jax.Array) -> Callable[..., Any]:
@@ -276,7 +328,7 @@ def _group(candidates: Candidates, at: int, expansion: jax.Array) -> Callable[..
 
 def _finish(
     candidates: Candidates,
-    which: jax.Array,
+    which: jax.Array | int,
     params: PyTree,
     stats: PyTree,
     total: jax.Array,

@@ -23,10 +23,9 @@ from kws_jax.search.one_path import Candidates, one_path
 class PathLayer(nn.Module):
     """Candidates of which one is computed; `one_path` says how.
 
-    Variables by kernel size, "K5", hold "groups", of all expansions one behind the
-    other, and "norms", a last batch norm of each expansion. An expansion of 1 has no
-    use for its group's "expand". Vectors are strung together, so that only kernels
-    have several axes.
+    Its variables are laid out as Layout says. An expansion of 1 has no use for its
+    group's "expand". Vectors are strung together, so that only kernels have several
+    axes.
     """
 
     candidates: Candidates
@@ -43,12 +42,12 @@ class PathLayer(nn.Module):
         """Output of the candidate `choice`; its statistics alone move in training."""
         candidates = self.candidates._replace(train=train)
         inputs = len(x)
-        params: dict[str, Any] = {}
-        stats: dict[str, Any] = {}
-        for kernel, name in zip(candidates.kernels, candidates.kernel_names):
-            init = functools.partial(_init_params, candidates, kernel, inputs)
+        layout = candidates.layout
+        params, stats = {}, {}
+        for name in layout.names:
+            init = functools.partial(_init_params, candidates, inputs, name)
             params[name] = self.param(name, init)
-            fresh = functools.partial(_init_stats, candidates, inputs)
+            fresh = functools.partial(_init_stats, candidates, inputs, name)
             stats[name] = self.variable("batch_stats", name, fresh)
         if self.is_initializing():
             # computing it would take longer to compile than all else of init
@@ -63,12 +62,19 @@ class PathLayer(nn.Module):
 
 
 def _init_params(
+    candidates: Candidates, inputs: int, name: str, key: jax.Array
+) -> dict[str, Any]:
+    """What a layer's parameters hold under a name."""
+    owns = [_init_own(candidates, k, inputs, key) for k in candidates.kernels]
+    return candidates.layout.laid_out(owns)[name]
+
+
+def _init_own(
     candidates: Candidates, kernel: int, inputs: int, key: jax.Array
 ) -> dict[str, Any]:
     """Kernels with He's deviation by fan-out of the whole bottleneck, as in MBConv."""
-    expansions, channels = np.array(candidates.expansions), candidates.channels
-    # the expansion that each group belongs to
-    of = np.repeat(expansions, expansions).astype(np.float32)
+    channels = candidates.channels
+    of = np.array(candidates.layout.owners, np.float32)
     groups = len(of)
 
     def draw(number: int, deviation: Any, *shape: int) -> jax.Array:
@@ -86,19 +92,22 @@ def _init_params(
             "depthwise_norm": _norm(groups * inputs),
             "project": draw(2, np.sqrt(2 / channels), 1, 1, inputs, channels),
         },
-        "norms": _norm(len(expansions) * channels),
+        "norms": _norm(len(candidates.expansions) * channels),
     }
 
 
-def _init_stats(candidates: Candidates, inputs: int) -> dict[str, Any]:
+def _init_stats(candidates: Candidates, inputs: int, name: str) -> dict[str, Any]:
+    """What a layer's statistics hold under a name."""
+
     def fresh(size: int) -> dict[str, jax.Array]:
         return {"mean": jnp.zeros(size), "var": jnp.ones(size)}
 
-    groups = sum(candidates.expansions) * inputs
-    return {
+    groups = len(candidates.layout.owners) * inputs
+    own = {
         "groups": {"expand_norm": fresh(groups), "depthwise_norm": fresh(groups)},
         "norms": fresh(len(candidates.expansions) * candidates.channels),
     }
+    return candidates.layout.laid_out([own] * len(candidates.kernels))[name]
 
 
 def _norm(size: int) -> dict[str, jax.Array]:
@@ -137,6 +146,7 @@ class PathNet(nn.Module):
                     stride,
                     self.activation,
                     self.batch_norm_momentum,
+                    self.space.nested,
                 )
             )
             for names, channels, stride in zip(

@@ -25,6 +25,8 @@ from kws_jax.training import finiteness
 from kws_jax.training.state import ARCHITECTURE, WEIGHTS, TrainState
 
 PyTree = Any
+# Names of a PathNet's layers, before their number.
+LAYER = "layers_"
 # (trees, batch_stats, batch, key, path, gates) -> (loss, (metrics, new batch_stats))
 PathLoss = Callable[..., tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]]
 
@@ -100,38 +102,17 @@ def used_weights(params: PyTree, space: MBConvSpace, path: Int[Array, " l"]) -> 
     """Which entries of a PathNet's parameters a path uses: a bool for each.
 
     `params` may hold the PathNet's below other names (`WithFrontend`); what belongs to
-    no layer is always used. The expanding part of an expansion of 1 counts as used.
+    no layer is always used.
     """
-
-    def of(keys: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        names = [str(key.key) for key in keys]
-        layer = next((n for n in names if n.startswith("layers_")), None)
-        if layer is None:
-            return jnp.ones((), bool)
-        _, kernel, part, *_ = names[names.index(layer) :]
-        index = int(layer.removeprefix("layers_"))
-        return _used(space, path[index], kernel, part, leaf)
-
-    return jax.tree_util.tree_map_with_path(of, params)
-
-
-def _used(
-    space: MBConvSpace, choice: jax.Array, kernel: str, part: str, leaf: jax.Array
-) -> jax.Array:
-    """For an array with an entry for each group, or for each expansion."""
-    expansions, kernels = space.expansions, space.kernels
-    names = [f"K{k}" for k in kernels]
-    which, column = choice // len(kernels), choice % len(kernels)
-    owner = jnp.arange(len(expansions))
-    if part == "groups":
-        owner = jnp.repeat(
-            owner, jnp.array(expansions), total_repeat_length=sum(expansions)
-        )
-    # SKIP stands behind all expansions, so `which` is none of them
-    used = (owner == which) & (column == names.index(kernel))
-    if leaf.ndim == 1:
-        return jnp.repeat(used, leaf.size // len(owner))
-    return used.reshape(-1, *(1,) * (leaf.ndim - 1))
+    if not isinstance(params, Mapping):
+        return jnp.ones((), bool)
+    used = {}
+    for name, tree in params.items():
+        if name.startswith(LAYER):
+            used[name] = space.layout.used(tree, path[int(name.removeprefix(LAYER))])
+        else:
+            used[name] = used_weights(tree, space, path)
+    return used
 
 
 def masked_update(

@@ -79,6 +79,8 @@ def create_space(parts: Parts) -> MBConvSpace:
         tuple(search.expansions),
         tuple(search.kernels),
         parts.config.network.round_widths,
+        # experiments of before the field shared nothing
+        search.get("nested", False),
     )
 
 

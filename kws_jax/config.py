@@ -257,9 +257,12 @@ def load_complete(workdir: Path) -> ConfigDict:
 
 def identity(config: ConfigDict) -> dict[str, Any]:
     """Field -> value of all that makes the experiment what it is."""
-    leaves = _leaves(json.loads(to_json(config)))
-    told = {name: value for name, value in leaves if not _MAY_DIFFER.fullmatch(name)}
-    return _BEFORE_FIELDS | told
+    return {n: v for n, v in fields(config).items() if not _MAY_DIFFER.fullmatch(n)}
+
+
+def fields(config: ConfigDict) -> dict[str, Any]:
+    """Field -> value, with those that an earlier version had none of but acted by."""
+    return _BEFORE_FIELDS | dict(_leaves(json.loads(to_json(config))))
 
 
 def check_same(config: ConfigDict, stored: ConfigDict, workdir: Path) -> None:

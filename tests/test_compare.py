@@ -64,6 +64,14 @@ def test_seeds_of_one_experiment_are_one_row_with_mean_and_deviation(tmp_path):
     assert values["search, min"] == "–"
 
 
+def test_a_seed_of_an_earlier_version_is_in_the_row_of_its_experiment(tmp_path):
+    runs = [make_run(tmp_path / f"{s}", seed=s) for s in (0, 1, 2)]
+    for run, norms in zip(runs[1:], ("global", "device")):
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"batch_norm_of": norms}))
+    assert [len(row.runs) for row in compare.read_rows(runs)] == [2, 1]
+
+
 def test_rows_of_one_name_are_told_apart_by_their_folder(tmp_path):
     short = make_run(tmp_path / "short", seed=0)
     long = make_run(tmp_path / "long", seed=0)

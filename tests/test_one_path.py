@@ -10,8 +10,8 @@ import pytest
 from network_values import QUICK, random_variables
 
 from kws_jax.models.mbconv import SKIP, MBConv, MBConvNet, parse_operation
+from kws_jax.search.bottleneck import Candidates
 from kws_jax.search.mbconv_space import MBConvSpace
-from kws_jax.search.one_path import Candidates
 from kws_jax.search.path_net import PathLayer, PathNet
 
 EXPANSIONS, KERNELS = (1, 2, 5), (3, 5)

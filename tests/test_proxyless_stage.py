@@ -34,7 +34,7 @@ def nas_parts(words="mfcc10", **search):
     return type(parts)(**(vars(parts) | {"frontend": frontend}))
 
 
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("nested", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_search_from_warm_up_to_the_network_within_its_limits(tmp_path, nested):
     parts = nas_parts(max_parameters=16_000, nested=nested)
     dispatch.check(parts, tmp_path)

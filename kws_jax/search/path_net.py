@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Int
 from kws_jax.models.blocks import Head
 from kws_jax.models.layers import PYTORCH_MOMENTUM, pytorch_init
 from kws_jax.models.mbconv import SKIP, ConvNorm, widths_of
+from kws_jax.search.bottleneck import Candidates
 from kws_jax.search.mbconv_space import MBConvSpace
-from kws_jax.search.one_path import Candidates, one_path
+from kws_jax.search.one_path import one_path
 
 
 class PathLayer(nn.Module):

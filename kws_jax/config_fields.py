@@ -89,8 +89,8 @@ SEVERAL: dict[str, tuple[float, float, int, int]] = {
 }
 FLAGS = {
     *("decay_all", "din", "embeddings", "final_test", "gated", "learned", "mtconv"),
-    *("nesterov", "normalise", "normalized", "on_device", "per_channel", "resets"),
-    *("residual", "round_widths", "skip_corrupt", "ties"),
+    *("nested", "nesterov", "normalise", "normalized", "on_device", "per_channel"),
+    *("resets", "residual", "round_widths", "skip_corrupt", "ties"),
 }
 TEXTS = {
     *("activation", "anchors", "architecture_data", "batch_size_of", "builder"),

@@ -84,6 +84,8 @@ def cases() -> Named:
     gates = proxyless.binary_gates(alphas, path)
     found["one path"] = PathNet(LABELS, paths), (path, None), "__call__"
     found["gates"] = PathNet(LABELS, paths), (path, gates), "__call__"
+    nested = PathNet(LABELS, MBConvSpace((1, 3), (3,), nested=True))
+    found["nested gates"] = nested, (path, gates), "__call__"
     return found
 
 

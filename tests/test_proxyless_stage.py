@@ -21,7 +21,7 @@ from kws_jax.training.state import ARCHITECTURE, WEIGHTS
 def nas_parts(words="mfcc10", **search):
     config = end_to_end_nas.get_config(words).unlock()
     config.evaluation.batch_size = 16
-    config.search.update(expansions=(2, 3), kernels=(3,), **search)
+    config.search.update({"expansions": (2, 3), "kernels": (3,)} | search)
     for stage in config.stages[:-1]:
         if stage.kind == "proxyless_search":
             # half an epoch of the 23 clips without the architecture
@@ -34,9 +34,13 @@ def nas_parts(words="mfcc10", **search):
     return type(parts)(**(vars(parts) | {"frontend": frontend}))
 
 
-@pytest.mark.parametrize("nested", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_search_from_warm_up_to_the_network_within_its_limits(tmp_path, nested):
-    parts = nas_parts(max_parameters=16_000, nested=nested)
+@pytest.mark.parametrize(
+    "search",
+    [{}, pytest.param({"nested": True, "kernels": (5, 3)}, marks=pytest.mark.slow)],
+    ids=["apart", "nested"],
+)
+def test_search_from_warm_up_to_the_network_within_its_limits(tmp_path, search):
+    parts = nas_parts(max_parameters=16_000, **search)
     dispatch.check(parts, tmp_path)
     states = []
     run_stage = runner.run_stage

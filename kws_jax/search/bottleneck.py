@@ -5,6 +5,9 @@ convolution, batch norms and activations treat channels apart, and the projectio
 them up. So a loop of e rounds over one group's program computes any expansion at its
 own cost.
 
+Reference: Cai, Zhu and Han, "ProxylessNAS", ICLR 2019 (arXiv 1812.00332); a bottleneck
+is `models.mbconv.MBConv`.
+
 Images lie as [c, f, t, b] here: a group has 10 to 40 channels, too few for loops over
 channels to be fast.
 """

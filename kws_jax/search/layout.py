@@ -1,10 +1,11 @@
 """Where the weights of a searched layer's candidates stand, shared or each its own.
 
 A bottleneck of expansion e is the sum of e groups of hidden channels, each as wide as
-its input (see `one_path`). Nested candidates share them, as in "Once-for-All" (Cai et
-al., ICLR 2020, arXiv 1908.09791): one of expansion e is the first e groups of the
-largest, and its kernel the middle of the largest. A step then trains parts of all
-candidates, where a step of ProxylessNAS trains one in eighteen.
+its input (see `bottleneck`). Nested candidates share them: one of expansion e is the
+first e groups of the largest, and its kernel the middle of the largest, after
+"Once-for-All" (Cai et al., ICLR 2020, arXiv 1908.09791), without what that adds
+(kernels transformed, channels sorted). A step then trains a part of nearly all
+candidates, and of eighteen apart only one.
 """
 
 import functools
@@ -68,7 +69,10 @@ class Layout(NamedTuple):
         return tuple(largest if self.nested and e > 1 else e for e in self.expansions)
 
     def own(self, tree: PyTree, at: int) -> PyTree:
-        """The arrays of the kernel size at a place, cut out of a layer's."""
+        """The arrays of the kernel size at a place, cut out of a layer's.
+
+        Of g groups, kernels are [g, …], and vectors strung together, [g · c].
+        """
         own = tree[self.kernel_names[at]]
         if not self.nested:
             return own

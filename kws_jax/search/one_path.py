@@ -129,7 +129,7 @@ def _switch(
 def _by_gates(
     candidates: Candidates, params: Trees, stats: Trees, x: jax.Array, dy: jax.Array
 ) -> Float[Array, " o"]:
-    """⟨dy, o_j(x)⟩ of all candidates, one computed after the other."""
+    """⟨dy, o_j(x)⟩ of all candidates, none of which is kept."""
     columns, layout = [], candidates.layout
     products_of = _products_of_nested if candidates.nested else _products
     for at in range(len(candidates.kernels)):

@@ -73,7 +73,10 @@ def _init_params(
 def _init_own(
     candidates: Candidates, kernel: int, inputs: int, key: jax.Array
 ) -> dict[str, Any]:
-    """Kernels with He's deviation by fan-out of the whole bottleneck, as in MBConv."""
+    """Kernels with He's deviation by fan-out of the whole bottleneck, as in MBConv.
+
+    Where candidates are nested, that is the bottleneck of the largest.
+    """
     channels = candidates.channels
     of = np.array(candidates.layout.owners, np.float32)
     groups = len(of)

@@ -202,21 +202,34 @@ def parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Part
 def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any]]:
     """Tests the best network of the last stage: clean, in noise, on other words.
 
+    A quantised network's accuracies before, in float, are rows of their own metric.
+
     With `write`, leaves `evaluation.json` (labels, confusion matrices),
     `predictions.npz` (the true and the predicted label of each test clip, by condition)
     and, of a learned front end, `filters.json` in `folder`, and `embeddings.npz` where
     they are asked for.
     """
     network = dispatch.finished_network(parts, folder)
-    rows, confusion, predictions = testing.test_network(
-        network.predict,
-        functools.partial(parts.eval_batches, parts.task.test, rooms=parts.test_rooms),
+    test = functools.partial(
+        testing.test_network,
+        batches=functools.partial(
+            parts.eval_batches, parts.task.test, rooms=parts.test_rooms
+        ),
         stage=parts.config.stages[-1].name,
         labels=parts.labels,
         noise=parts.noise,
         snr_db=parts.config.evaluation.snr_db,
         far=parts.test_rooms is not None,
     )
+    rows, confusion, predictions = test(network.predict)
+    before = dispatch.float_network(parts, folder)
+    if before:
+        in_float = test(before.predict)[0]
+        rows += [
+            row | {"metric": testing.FLOAT_ACCURACY}
+            for row in in_float
+            if row["metric"] == testing.ACCURACY
+        ]
     rows += false_accepts.test_others(
         network.predict,
         lambda split: parts.eval_batches(split, CLEAN),

@@ -1,11 +1,13 @@
 """The stage that quantises, from the config to what is tested and predicted."""
 
+import io
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 from test_end_to_end import KEYWORDS, write_words
 from test_stages import setup_of
 
@@ -13,9 +15,12 @@ from configs import autokws, quantized, tc_resnet
 from kws_jax import config as configs
 from kws_jax import experiment
 from kws_jax.data.audio_files import read_audio
+from kws_jax.data.conditions import CLEAN
 from kws_jax.errors import UserError
+from kws_jax.evaluation.testing import predict_split
 from kws_jax.parts import load_setup
 from kws_jax.quantization.integers import to_integers
+from kws_jax.report.terminal import print_summary
 from kws_jax.report.workdir import read_run
 from kws_jax.stages import dispatch, quantize, train
 
@@ -88,6 +93,29 @@ def test_the_quantised_network_is_what_is_tested_and_predicts(finished):
     assert np.abs(answers(clip) - float_network.probabilities(clip)).max() > 1e-4
     tested = [r for r in rows if r["split"] == "test" and r["metric"] == "accuracy"]
     assert [r["stage"] for r in tested] == ["quantize"]
+
+
+def test_the_network_is_tested_in_float_too_and_both_are_told(finished):
+    workdir, rows, _, _ = finished
+    config = tiny(workdir.parent)
+    parts = experiment.build_parts(config, Console(quiet=True))
+    network = train.restore(load_setup(workdir), 0, workdir)
+    batches = parts.eval_batches(parts.task.test, CLEAN)
+    probabilities, truth = predict_split(network.predict, batches)
+    tested = [r for r in rows if r["metric"] == "float_accuracy"]
+    assert [(r["stage"], r["split"], r["condition"]) for r in tested] == [
+        ("quantize", "test", "clean")
+    ]
+    assert tested[0]["value"] == np.mean(probabilities.argmax(-1) == truth)
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(workdir, console)
+    told = console.file.getvalue()
+    of = {r["metric"]: r["value"] for r in rows if r["stage"] == "quantize"}
+    assert "before, in float" in told
+    assert f"{100 * of['float_accuracy']:.1f} %" in told
+    assert f"{of['weight_bits']:.3g} a weight" in told
+    assert f"{of['weight_bytes']:,.0f} bytes" in told
+    assert "were before, in float." in (workdir / "report.html").read_text()
 
 
 def test_running_statistics_stay_and_all_trees_are_trained(finished):

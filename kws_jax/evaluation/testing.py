@@ -12,6 +12,9 @@ from kws_jax.data.conditions import CLEAN, Condition
 from kws_jax.data.noise import NoiseBank
 from kws_jax.evaluation import metrics
 
+ACCURACY = "accuracy"
+# Of a quantised network as it was before it was quantised.
+FLOAT_ACCURACY = "float_accuracy"
 # batch -> probabilities [b, k]
 Predict = Callable[[Mapping[str, jax.Array]], jax.Array]
 # (condition, noise) -> batches
@@ -79,7 +82,7 @@ def test_network(
         probabilities, truth = predict_split(predict, batches(condition, bank))
         predicted = probabilities.argmax(-1).astype(np.int32)
         predictions["label"], predictions[name] = truth, predicted
-        rows.append(share_row(stage, name, "accuracy", predicted == truth))
+        rows.append(share_row(stage, name, ACCURACY, predicted == truth))
         confusion[name] = metrics.confusion_matrix(
             truth, predicted, len(labels)
         ).tolist()

@@ -1,14 +1,30 @@
 """The bits of each layer, of its weights and of its input, drawn."""
 
+from collections.abc import Iterator
+
 from kws_jax.report import text
 from kws_jax.report.chart import Chart
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.plots import key
-from kws_jax.report.workdir import Run
+from kws_jax.report.workdir import CLEAN, Measure, Run
 
-_WEIGHTS, _ACTIVATIONS = "weight_bits", "activation_bits"
+_WEIGHTS, _ACTIVATIONS, _BYTES = "weight_bits", "activation_bits", "weight_bytes"
 _MOST = 8
 _ROW, _BAR = 30, 9
+
+
+def float_accuracy(run: Run, condition: str = CLEAN) -> Measure | None:
+    """The share of test clips that were right before the network was quantised."""
+    return run.find("float_accuracy", condition)
+
+
+def facts(run: Run) -> Iterator[tuple[str, str]]:
+    """What is told of a quantised network beside its accuracy."""
+    means = _mean_bits(run)
+    if means:
+        weights, activations, size = means
+        yield "bits in the mean", f"{weights} a weight, {activations} an activation"
+        yield "kernels at their bits", f"{size} bytes"
 
 
 def bits_by_layer(run: Run) -> Markup | None:
@@ -68,18 +84,46 @@ def _bar(
     )
 
 
-def _means(run: Run) -> Markup | None:
+def _mean_bits(run: Run) -> tuple[str, str, str] | None:
+    """Bits of a weight, of an activation, and bytes of the kernels, as text."""
     weights, activations = run.size(_WEIGHTS), run.size(_ACTIVATIONS)
-    size = run.size("weight_bytes")
+    size = run.size(_BYTES)
     if not (weights and activations and size):
         return None
+    return (
+        f"{weights.value:.3g}",
+        f"{activations.value:.3g}",
+        text.count(size.value),
+    )
+
+
+def _means(run: Run) -> Markup | None:
+    means = _mean_bits(run)
+    if not means:
+        return None
+    weights, activations, size = means
     return tag(
         "p",
         "In the mean ",
-        tag("b", f"{weights.value:.3g} bits"),
+        tag("b", f"{weights} bits"),
         " for a weight and ",
-        tag("b", f"{activations.value:.3g} bits"),
+        tag("b", f"{activations} bits"),
         " for an activation; the kernels fill ",
-        tag("b", f"{text.count(size.value)} bytes"),
-        ".",
+        tag("b", f"{size} bytes"),
+        ". ",
+        *_before(run),
     )
+
+
+def _before(run: Run) -> list[Markup | str]:
+    """A sentence on what quantising has cost."""
+    before, now = float_accuracy(run), run.find("accuracy")
+    if not (before and now):
+        return []
+    return [
+        "Of the clean test clips ",
+        tag("b", text.percent(now.value)),
+        " are right, and ",
+        tag("b", text.percent(before.value)),
+        " were before, in float.",
+    ]

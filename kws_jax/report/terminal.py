@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from kws_jax.report import detection, false_accepts, noise, text
+from kws_jax.report import bits, detection, false_accepts, noise, text
 from kws_jax.report.page import FILE_NAME
 from kws_jax.report.workdir import CLEAN, FAR, Measure, Run, parse_results, read_run
 
@@ -72,13 +72,19 @@ def print_detection(workdir: str | Path, console: Console | None = None) -> None
 
 def _print(run: Run, console: Console) -> None:
     name = run.config.get("name")
+    told = list(_accuracies(run))
     table = Table(title=Text(str(name), style="bold") if name else None)
     table.add_column("test")
     table.add_column("accuracy", justify="right", style="bold")
     table.add_column("95 % interval", justify="right")
-    for condition, measure in _accuracies(run):
-        accuracy, interval = text.percent(measure.value), text.interval(measure)
-        table.add_row(Text(condition), accuracy, interval)
+    in_float = {condition: bits.float_accuracy(run, condition) for condition, _ in told}
+    if any(in_float.values()):
+        table.add_column("before, in float", justify="right")
+    for condition, measure in told:
+        cells = [text.percent(measure.value), text.interval(measure)]
+        before = in_float[condition]
+        cells += [text.percent(before.value)] if before else []
+        table.add_row(Text(condition), *cells)
     if table.row_count:
         console.print(table)
     for fact, value in _facts(run):
@@ -111,6 +117,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         yield "parameters", text.count(parameters.value)
     if macs:
         yield "multiply-adds a clip", text.millions(macs.value)
+    yield from bits.facts(run)
     yield from false_accepts.facts(run)
     yield from detection.facts(run)
     seconds = run.seconds()

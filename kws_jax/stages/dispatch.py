@@ -120,3 +120,15 @@ def finished_network(setup: Setup, folder: Path) -> networks.Network:
     """
     last = runner.last_finished(setup, folder)
     return _RESTORE[setup.config.stages[last].kind](setup, last, folder)
+
+
+def float_network(setup: Setup, folder: Path) -> networks.Network | None:
+    """The network that the last stage has quantised, as it was before; else None.
+
+    Raises:
+      UserError: where the stage has not been run to its end.
+    """
+    last = runner.last_finished(setup, folder)
+    if setup.config.stages[last].kind != "quantize":
+        return None
+    return _RESTORE[setup.config.stages[last - 1].kind](setup, last - 1, folder)

@@ -76,12 +76,10 @@ def quantize_stage(train: ConfigDict, bits: str) -> ConfigDict:
     for field in _OF_FLOAT_TRAINING:
         del stage[field]
     stage.optimizer.update(
-        learning_rate=0.1 * train.optimizer.learning_rate,
+        # The rate of training, since few bits begin far from the float network: at 2
+        # bits each a tenth of it left TC-ResNet8 at 53.7 %, this at 63.1 % (seed 0).
         schedule="cosine",
         final_learning_rate=0.0,
-        # The first steps at 4 bits, whose batch norms stand still, left TC-ResNet8 with
-        # dead units where nothing limited them: 8.3 % of the demo's clips right, and
-        # 87.7 % with this.
         clip_norm=1.0,
     )
     stage.bits = _bits(bits)

@@ -10,7 +10,7 @@ from kws_jax.quantization import fixed
 from kws_jax.quantization.network import (
     QuantizedNetwork,
     folded_bias,
-    folded_kernels,
+    kernels_of,
     norms_of,
     weight_bound,
 )
@@ -57,8 +57,8 @@ class IntegerLayer:
       kind: "dense", "conv", "depthwise" or "dilated".
       weights: int8, in the shape of the layer's kernel, channels of the output last.
       scale: float32, value of the integer 1: of the axes of the kernel, [1, …, 1], or
-        [1, …, c] where each channel has its own. `weights * scale` are the quantised
-        weights exactly.
+        [1, …, c] where each channel has its own, as behind every batch norm.
+        `weights * scale` are the quantised weights, with the batch norm in them.
       bits: of the weights, whose integers lie in −top … top, top = 2^(bits−1) − 1; for
         one bit they are −1 and 1.
       bias: float32 [c], the layer's own and that of its batch norm; None without.
@@ -111,19 +111,26 @@ def to_integers(
     """
     sites = network.sites
     norms = norms_of(sites, trees["weights"], batch_stats)
-    kernels = folded_kernels(sites, trees["weights"], batch_stats)
-    values = network.weights_of(trees, batch_stats)
+    kernels = kernels_of(sites, trees["weights"])
+    values = network.kernels_of(trees)
     bits = network.bits_of(trees, "weights")
     layers = {}
     for name, site in sites.layers.items():
         bound = weight_bound(kernels[name], network.bits.per_channel)
         scale = np.asarray(network.step_of(bound, bits[name], signed=True))
+        # The values are such integers times the step, so rounding finds them.
+        integers = np.round(np.asarray(values[name]) / scale)
+        if site.norm:
+            factor = np.asarray(norms[site.norm].scale)
+            integers, scale = (
+                integers * np.where(factor < 0, -1, 1),
+                scale * abs(factor),
+            )
         bias = folded_bias(site, trees["weights"], norms)
         layers[name] = IntegerLayer(
             name=name,
             kind=site.kind,
-            # The values are such integers times the scale, so rounding finds them.
-            weights=np.round(np.asarray(values[name]) / scale).astype(np.int8),
+            weights=integers.astype(np.int8),
             scale=scale,
             bits=int(bits[name]),
             bias=None if bias is None else np.asarray(bias),

@@ -1,11 +1,12 @@
 """A network with quantised weights and activations, whatever network it is.
 
-Batch norms are folded as inference folds them: the weights that are quantised are those
-of the convolution and the norm behind it in one, W · γ / √(var + ε). The norms use the
-running statistics that the float network ended with, in training too. Statistics of a
-batch would make the quantised weights depend on it, and be others than those that
-inference has: the choice of Jacob et al. (CVPR 2018) for the end of training, possible
-from its start since the network begins trained. γ and β go on learning.
+The weights that are quantised are the convolution's own. A batch norm behind it is
+trained as ever, on the batch's statistics, and folded in inference: its γ / √(var + ε)
+goes into the scale of each channel's integers, its shift into the bias. Quantising the
+product W · γ / √(var + ε) with the float network's statistics instead, as Jacob et al.
+(CVPR 2018) do at the end of training, left few bits without a chance: with the range
+of the largest channel most weights of others are 0, and what they add up to is far from
+the statistics that stand still.
 """
 
 import dataclasses
@@ -107,18 +108,22 @@ class QuantizedNetwork:
         sites = self.sites
         return sites.weight_counts if kind == _WEIGHTS else sites.activation_counts
 
-    def weights_of(
-        self, trees: Mapping[str, PyTree], batch_stats: PyTree
-    ) -> dict[str, jax.Array]:
-        """Layer -> its folded kernel, quantised."""
-        kernels = folded_kernels(self.sites, trees["weights"], batch_stats)
+    def kernels_of(self, trees: Mapping[str, PyTree]) -> dict[str, jax.Array]:
+        """Layer -> its kernel, quantised, without its batch norm."""
         bits = self.bits_of(trees, "weights")
         return {
             name: self._quantize(
                 kernel, weight_bound(kernel, self.bits.per_channel), bits[name], True
             )
-            for name, kernel in kernels.items()
+            for name, kernel in kernels_of(self.sites, trees["weights"]).items()
         }
+
+    def weights_of(
+        self, trees: Mapping[str, PyTree], batch_stats: PyTree
+    ) -> dict[str, jax.Array]:
+        """Layer -> its kernel, quantised, with its batch norm in it."""
+        norms = norms_of(self.sites, trees["weights"], batch_stats)
+        return with_norms(self.sites, self.kernels_of(trees), norms)
 
     def activation_bound(self, trees: Mapping[str, PyTree], name: str) -> jax.Array:
         """The end of the range of an activation, a scalar."""
@@ -134,16 +139,8 @@ class QuantizedNetwork:
         trees: Mapping[str, PyTree],
         batch_stats: PyTree,
         features: Float[Array, "b t f"],
-        **settings: Any,
     ) -> Float[Array, "b k"]:
-        """Logits; `settings` (train, rngs) are those of `model.apply`."""
-        bits = self.bits_of(trees, "activations")
-
-        def quantize(site: Site, x: jax.Array) -> jax.Array:
-            name = site.activation
-            bound = jnp.full((1,) * x.ndim, self.activation_bound(trees, name))
-            return self._quantize(x, bound, bits[name], self.signed[name])
-
+        """Logits, with running statistics."""
         return run_folded(
             self.model,
             self.sites,
@@ -151,9 +148,38 @@ class QuantizedNetwork:
             batch_stats,
             features,
             kernels=self.weights_of(trees, batch_stats),
-            on_input=quantize,
-            **settings,
+            on_input=self._on_input(trees),
         )
+
+    def apply(
+        self, variables: PyTree, features: Float[Array, "b t f"], **settings: Any
+    ) -> Any:
+        """`model.apply` with quantised weights and activations, for training.
+
+        Args:
+          variables: those of the model, with `trees` in place of its "params".
+          features: what it hears.
+          **settings: train, mutable, rngs and others of `model.apply`.
+        """
+        trees = variables["params"]
+        flat = dict(traverse_util.flatten_dict(trees["weights"]))
+        for name, kernel in self.kernels_of(trees).items():
+            flat[self.sites.layers[name].path] = kernel
+        variables = {**variables, "params": traverse_util.unflatten_dict(flat)}
+        with layers.watch(_Quantized(self.sites, self._on_input(trees))):
+            return self.model.apply(variables, features, **settings)
+
+    def _on_input(
+        self, trees: Mapping[str, PyTree]
+    ) -> Callable[[Site, jax.Array], jax.Array]:
+        bits = self.bits_of(trees, "activations")
+
+        def quantize(site: Site, x: jax.Array) -> jax.Array:
+            name = site.activation
+            bound = jnp.full((1,) * x.ndim, self.activation_bound(trees, name))
+            return self._quantize(x, bound, bits[name], self.signed[name])
+
+        return quantize
 
     def _quantize(
         self, x: jax.Array, bound: jax.Array, bits: Any, signed: bool
@@ -190,11 +216,24 @@ def folded_kernels(
 ) -> dict[str, jax.Array]:
     """Layer -> kernel with its batch norm in it, in float."""
     norms = norms_of(sites, params, batch_stats)
+    return with_norms(sites, kernels_of(sites, params), norms)
+
+
+def kernels_of(sites: Sites, params: PyTree) -> dict[str, jax.Array]:
+    """Layer -> its kernel."""
     flat = traverse_util.flatten_dict(params)
-    return {
-        name: flat[site.path] * (norms[site.norm].scale if site.norm else 1.0)
-        for name, site in sites.layers.items()
-    }
+    return {name: flat[site.path] for name, site in sites.layers.items()}
+
+
+def with_norms(
+    sites: Sites, kernels: Mapping[str, jax.Array], norms: Mapping[str, Norm]
+) -> dict[str, jax.Array]:
+    """Layer -> kernel times the scale of its batch norm, if it has one."""
+    folded = {}
+    for name, kernel in kernels.items():
+        norm = sites.layers[name].norm
+        folded[name] = kernel * norms[norm].scale if norm else kernel
+    return folded
 
 
 def folded_bias(
@@ -217,8 +256,6 @@ def run_folded(
     *,
     kernels: Mapping[str, jax.Array],
     on_input: Callable[[Site, jax.Array], jax.Array] = lambda site, x: x,
-    train: bool = False,
-    rngs: Any = None,
 ) -> Float[Array, "b k"]:
     """Logits of the network with other kernels and inputs of its layers.
 
@@ -230,8 +267,6 @@ def run_folded(
       features: what it hears.
       kernels: layer -> kernel, its batch norm in it.
       on_input: (layer, input) -> the input it gets.
-      train: whether dropout drops; batch norms use running statistics either way.
-      rngs: keys of dropout.
     """
     norms = norms_of(sites, params, batch_stats)
     flat = dict(traverse_util.flatten_dict(params))
@@ -244,11 +279,30 @@ def run_folded(
     if batch_stats:
         variables["batch_stats"] = batch_stats
     with layers.watch(_Folded(sites, norms, on_input)):
-        logits = model.apply(variables, features, train=train, rngs=rngs)
+        logits = model.apply(variables, features, train=False)
     return cast(jax.Array, logits)
 
 
-class _Folded(layers.Watcher):
+class _Quantized(layers.Watcher):
+    """Changes inputs; batch norms do what they do in the network."""
+
+    def __init__(
+        self, sites: Sites, on_input: Callable[[Site, jax.Array], jax.Array]
+    ) -> None:
+        self._sites, self._on_input = sites, on_input
+
+    def input(self, layer: layers.Layer, x: jax.Array) -> jax.Array:
+        site = self._sites.layers.get(layer.name)
+        return self._on_input(site, x) if site else x
+
+    def output(self, layer: layers.Layer, y: jax.Array) -> jax.Array:
+        return y
+
+    def norm(self, module: nn.BatchNorm, x: jax.Array, call: Any) -> jax.Array:
+        return cast(jax.Array, call(x))
+
+
+class _Folded(_Quantized):
     """Changes inputs, and applies what is left of each batch norm."""
 
     def __init__(
@@ -257,15 +311,8 @@ class _Folded(layers.Watcher):
         norms: Mapping[str, Norm],
         on_input: Callable[[Site, jax.Array], jax.Array],
     ) -> None:
-        self._sites, self._norms, self._on_input = sites, norms, on_input
-        self._folded = sites.folded
-
-    def input(self, layer: layers.Layer, x: jax.Array) -> jax.Array:
-        site = self._sites.layers.get(layer.name)
-        return self._on_input(site, x) if site else x
-
-    def output(self, layer: layers.Layer, y: jax.Array) -> jax.Array:
-        return y
+        super().__init__(sites, on_input)
+        self._norms, self._folded = norms, sites.folded
 
     def norm(self, module: nn.BatchNorm, x: jax.Array, call: Any) -> jax.Array:
         name = layers.name_of(module.path)

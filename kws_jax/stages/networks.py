@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -179,8 +179,16 @@ def mesh_of_norms(setup: Setup) -> Mesh | None:
     return setup.mesh if own and setup.mesh.size > 1 else None
 
 
+class Applicable(Protocol):
+    """What has `apply` as Flax modules have it."""
+
+    @property
+    def apply(self) -> Callable[..., Any]:
+        """(variables, inputs, settings) -> outputs."""
+
+
 def infer_in_training(
-    model: nn.Module,
+    model: Applicable,
     variables: PyTree,
     features: jax.Array,
     *arguments: Any,

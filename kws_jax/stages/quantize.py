@@ -39,7 +39,9 @@ from kws_jax.training.state import (
 from kws_jax.training.step import LossFn, make_train_step
 
 PyTree = Any
-RANGES_FILE = "ranges.json"
+RANGES_FILE = "activation_ranges.json"
+# Of before: batch norms were folded first, and kernels quantised with them inside.
+_FORMER_RANGES_FILE = "ranges.json"
 _BITS_ROWS: dict[Kind, str] = {
     "weights": "weight_bits",
     "activations": "activation_bits",
@@ -70,7 +72,8 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
 
     It starts from the best state of the stage before, with ranges of activations that
     are measured on some of its batches, and computes in float32, since bfloat16 would
-    round once more.
+    round once more. Batch norms go on as in training, and their running statistics
+    follow the quantised network.
     """
     stage = parts.config.stages[index]
     model = networks.create_network(parts, folder)
@@ -140,8 +143,13 @@ def quantized_loss(
         features: jax.Array,
         rngs: dict[str, jax.Array],
     ) -> tuple[jax.Array, PyTree]:
-        logits = network.infer(trees, batch_stats, features, train=True, rngs=rngs)
-        return logits, batch_stats
+        return networks.infer_in_training(
+            network,
+            {"params": trees, "batch_stats": batch_stats},
+            features,
+            rngs=rngs,
+            norm_mesh=networks.mesh_of_norms(parts),
+        )
 
     classify = classification_loss(parts, stage, network.model, infer=infer)
     if not network.bits.learned:
@@ -205,7 +213,14 @@ def _sites(setup: Setup, stage: ConfigDict, model: nn.Module) -> Sites:
 
 
 def _ranges_file(setup: Setup, index: int, folder: Path) -> Path:
-    return runner.stage_folder(setup, index, folder) / RANGES_FILE
+    stage = runner.stage_folder(setup, index, folder)
+    if (stage / _FORMER_RANGES_FILE).exists():
+        raise UserError(
+            f"{stage} was quantised by an earlier version, with batch norms inside of "
+            "what was quantised; this one would make another network of it. Run its "
+            "experiment again in a new workdir."
+        )
+    return stage / RANGES_FILE
 
 
 def _ranges(

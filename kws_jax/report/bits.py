@@ -11,6 +11,7 @@ from kws_jax.report.workdir import CLEAN, Measure, Run
 _WEIGHTS, _ACTIVATIONS, _BYTES = "weight_bits", "activation_bits", "weight_bytes"
 _MOST = 8
 _ROW, _BAR = 30, 9
+_LETTER = 7  # pixels that a letter of a layer's name takes
 
 
 def float_accuracy(run: Run, condition: str = CLEAN) -> Measure | None:
@@ -33,12 +34,13 @@ def bits_by_layer(run: Run) -> Markup | None:
     if not weights:
         return None
     names = list(dict.fromkeys([*weights, *activations]))
+    left = max(120, 22 + _LETTER * max(map(len, names)))
     chart = Chart(
         "Bits of weights and activations by layer",
         x=(0, _MOST),
         y=(0, 1),
-        size=(600, _ROW * len(names) + 46),
-        margins=(4, 30, 44, 190),
+        size=(410 + left, _ROW * len(names) + 46),
+        margins=(4, 30, 44, left),
     )
     for bits in range(0, _MOST + 1, 2):
         x = chart.x(bits)

@@ -116,7 +116,10 @@ def test_the_network_is_tested_in_float_too_and_both_are_told(finished):
     assert f"{100 * of['float_accuracy']:.1f} %" in told
     assert f"{of['weight_bits']:.3g} a weight" in told
     assert f"{of['weight_bytes']:,.0f} bytes" in told
-    assert "were before, in float." in (workdir / "report.html").read_text()
+    page = (workdir / "report.html").read_text()
+    assert "were before, in float." in page
+    row = page[page.index(">float_accuracy<") :]
+    assert f"{100 * of['float_accuracy']:.2f} %" in row[: row.index("</tr>")]
 
 
 def test_running_statistics_follow_and_all_trees_are_trained(finished):

@@ -1,5 +1,7 @@
 """Quantisation of whole networks, of every family in the registry."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -194,7 +196,9 @@ def test_every_kind_of_layer_learns_at_every_fixed_width(kinds, bits):
         return (network.infer(trees, stats, x) * jnp.arange(1.0, 5.0)).sum()
 
     def measure(trees, x):
-        return jax.grad(loss, argnums=(0, 1))(trees, x), network.kernels_of(trees)
+        return jax.grad(loss, argnums=(0, 1))(trees, x), network.quantized_kernels(
+            trees
+        )
 
     compiled = jax.jit(measure).lower(trees, x).compile(QUICK)
     (gradients, dx), quantised = compiled(trees, x)
@@ -205,6 +209,37 @@ def test_every_kind_of_layer_learns_at_every_fixed_width(kinds, bits):
         assert values <= per_scale * (2 if bits == 1 else 2**bits - 1), name
         if bits == 1:
             assert values == 2
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_every_kind_of_layer_learns_with_the_statistics_of_the_batch(kinds, bits):
+    model, variables, x, _ = kinds
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def settled(variables):
+        def follow(_, stats):
+            told = {**variables, "batch_stats": stats}
+            return model.apply(told, x, train=True, mutable=["batch_stats"])[1][
+                "batch_stats"
+            ]
+
+        return jax.lax.fori_loop(0, 1000, follow, variables["batch_stats"])
+
+    # Ranges fit what is heard in training where running statistics are the batch's.
+    stats = settled(variables)
+    variables = {**variables, "batch_stats": stats}
+    sites = find_sites(model, variables, x[:1])
+    ranges = calibration.measure_ranges(model, sites, variables["params"], stats, [x])
+    network, trees, _ = quantized((model, variables, x, ranges), Bits(bits, bits))
+
+    def loss(trees, x):
+        told = {"params": trees, "batch_stats": stats}
+        logits, _ = network.apply(told, x, train=True, mutable=["batch_stats"])
+        return (logits * jnp.arange(1.0, 5.0) ** 2).sum()
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=QUICK)
+    gradients, dx = grad(trees, jnp.asarray(x))
+    assert_all_learn({**kernel_gradients(gradients), "input": dx}, bits)
 
 
 @pytest.mark.parametrize("learns", [False, True])
@@ -228,8 +263,43 @@ def test_integers_times_scale_are_the_quantised_weights(
         assert np.all(layer.scale > 0)
 
 
+def with_gammas(variables):
+    """Of both signs, and 0."""
+    flat = traverse_util.flatten_dict(variables["params"], sep="/")
+    for name in [n for n in flat if n.endswith("bn/scale")]:
+        signs = np.resize([1.0, -1.0, 1.0, -0.5, 0.0], flat[name].shape)
+        flat[name] = np.float32(flat[name] * signs)
+    return {**variables, "params": traverse_util.unflatten_dict(flat, sep="/")}
+
+
+@pytest.mark.parametrize(("bits", "per_channel"), [(1, False), (2, True), (4, False)])
+def test_norms_of_any_sign_fold_into_integers_as_training_has_them(
+    kinds, bits, per_channel
+):
+    model, variables, x, ranges = kinds
+    kinds = model, with_gammas(variables), x, ranges
+    network, trees, stats = quantized(kinds, Bits(bits, 8, False, 8, per_channel))
+    given = to_integers(network, trees, stats)
+    weights_of = jax.jit(network.weights_of, compiler_options=QUICK)
+    for name, weights in weights_of(trees, stats).items():
+        layer = given.layers[name]
+        np.testing.assert_allclose(layer.weights * layer.scale, weights, rtol=1e-6)
+        assert np.all(layer.scale >= 0)
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def both(trees, x):
+        variables = {"params": trees, "batch_stats": stats}
+        return network.infer(trees, stats, x), network.apply(variables, x, train=False)
+
+    folded, as_trained = both(trees, x)
+    gap, spread = np.abs(folded - as_trained), np.ptp(as_trained)
+    # An activation between two integers may be rounded to either.
+    assert np.median(gap) < 1e-4 * spread
+    assert gap.max() < 0.05 * spread
+
+
 def test_training_quantises_and_normalises_by_the_batch(kinds):
-    """Against the network run with quantised kernels, and inputs rounded by hand."""
+    """Against the network with kernels rounded by hand, and inputs not at all."""
     network, trees, stats = quantized(kinds, Bits(3, 8))
     x = kinds[2]
     flat = traverse_util.flatten_dict(trees["weights"], sep="/")

@@ -57,8 +57,9 @@ class IntegerLayer:
       kind: "dense", "conv", "depthwise" or "dilated".
       weights: int8, in the shape of the layer's kernel, channels of the output last.
       scale: float32, value of the integer 1: of the axes of the kernel, [1, …, 1], or
-        [1, …, c] where each channel has its own, as behind every batch norm.
-        `weights * scale` are the quantised weights, with the batch norm in them.
+        [1, …, c] where each channel has its own, as with every batch norm. The size
+        of its γ / √(var + ε) is in the scale (0 where γ is), its sign in the weights:
+        `weights * scale` are the quantised weights with the batch norm in them.
       bits: of the weights, whose integers lie in −top … top, top = 2^(bits−1) − 1; for
         one bit they are −1 and 1.
       bias: float32 [c], the layer's own and that of its batch norm; None without.
@@ -112,7 +113,7 @@ def to_integers(
     sites = network.sites
     norms = norms_of(sites, trees["weights"], batch_stats)
     kernels = kernels_of(sites, trees["weights"])
-    values = network.kernels_of(trees)
+    values = network.quantized_kernels(trees)
     bits = network.bits_of(trees, "weights")
     layers = {}
     for name, site in sites.layers.items():

@@ -38,7 +38,8 @@ class Bits:
       weights, activations: of each layer; where learned, those to begin with.
       learned: whether each layer learns its own numbers, from 2 to `most`.
       most: the limit of learned ones.
-      per_channel: whether each channel of the output has a scale of its weights.
+      per_channel: whether each channel of the output has a scale of its weights, and
+        not the whole kernel one.
     """
 
     weights: int
@@ -108,7 +109,7 @@ class QuantizedNetwork:
         sites = self.sites
         return sites.weight_counts if kind == _WEIGHTS else sites.activation_counts
 
-    def kernels_of(self, trees: Mapping[str, PyTree]) -> dict[str, jax.Array]:
+    def quantized_kernels(self, trees: Mapping[str, PyTree]) -> dict[str, jax.Array]:
         """Layer -> its kernel, quantised, without its batch norm."""
         bits = self.bits_of(trees, "weights")
         return {
@@ -123,7 +124,7 @@ class QuantizedNetwork:
     ) -> dict[str, jax.Array]:
         """Layer -> its kernel, quantised, with its batch norm in it."""
         norms = norms_of(self.sites, trees["weights"], batch_stats)
-        return with_norms(self.sites, self.kernels_of(trees), norms)
+        return with_norms(self.sites, self.quantized_kernels(trees), norms)
 
     def activation_bound(self, trees: Mapping[str, PyTree], name: str) -> jax.Array:
         """The end of the range of an activation, a scalar."""
@@ -163,7 +164,7 @@ class QuantizedNetwork:
         """
         trees = variables["params"]
         flat = dict(traverse_util.flatten_dict(trees["weights"]))
-        for name, kernel in self.kernels_of(trees).items():
+        for name, kernel in self.quantized_kernels(trees).items():
             flat[self.sites.layers[name].path] = kernel
         variables = {**variables, "params": traverse_util.unflatten_dict(flat)}
         with layers.watch(_Quantized(self.sites, self._on_input(trees))):

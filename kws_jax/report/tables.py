@@ -9,7 +9,7 @@ from kws_jax.report import text
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.workdir import CLEAN, FAR, Measure, Run
 
-_FRACTIONS = ("accuracy", "recall/", "frr@", "false_accept/")
+_FRACTIONS = ("float_accuracy", "accuracy", "recall/", "frr@", "false_accept/")
 
 
 def key_figures(run: Run) -> Markup | None:

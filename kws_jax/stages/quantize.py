@@ -214,7 +214,7 @@ def _sites(setup: Setup, stage: ConfigDict, model: nn.Module) -> Sites:
 
 def _ranges_file(setup: Setup, index: int, folder: Path) -> Path:
     stage = runner.stage_folder(setup, index, folder)
-    if (stage / _FORMER_RANGES_FILE).exists():
+    if together.agreed(together.is_first() and (stage / _FORMER_RANGES_FILE).exists()):
         raise UserError(
             f"{stage} was quantised by an earlier version, with batch norms inside of "
             "what was quantised; this one would make another network of it. Run its "

@@ -22,7 +22,7 @@ from kws_jax.search.bilevel import make_search_step
 from kws_jax.search.methods import create_method
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
-from kws_jax.stages import networks
+from kws_jax.stages import networks, seeds_at_once
 from kws_jax.stages.data_parameters import StageTable
 from kws_jax.stages.learner import classification_loss
 from kws_jax.stages.search import search_loss
@@ -135,6 +135,25 @@ def training_step(
         batch |= {"index": jnp.arange(size), "noise_level": jnp.zeros(size)}
     infer = (functools.partial(networks.infer, model), variables, batch["audio"])
     return step, (state, batch, jax.random.key(0)), infer
+
+
+def seeds(
+    model: nn.Module, features: np.ndarray, count: int
+) -> tuple[Call, Call, Work]:
+    """A training step of each of `count` seeds: in turn, at once, and their work."""
+    step, (state, batch, key), infer = training_step(model, features)
+    work = work_of(step, state, batch, key)
+    operations = 2 * TRAIN_PASSES * count_macs(*infer)
+    keys = jax.random.split(key, count)
+    each = [_stepper(step, jax.tree.map(jnp.copy, state), batch, one) for one in keys]
+    stacked = seeds_at_once.stacked([state] * count)
+    at_once = _stepper(seeds_at_once.step_of_each(step), stacked, batch, keys)
+
+    def in_turn() -> None:
+        for call in each:
+            call()
+
+    return in_turn, at_once, Work(count * operations, count * work.bytes)
 
 
 def search(space: SearchSpace, features: np.ndarray, labels: int) -> tuple[Call, Work]:

@@ -421,6 +421,12 @@ def base(name: str) -> ConfigDict:
         {
             "name": name,
             "seed": 0,
+            # So many networks, of seed, seed + 1, …, each in WORKDIR/seed-N; they hear
+            # the same batches. The results are means with intervals over the seeds.
+            "seeds": 1,
+            # Whether stages of training train all seeds in one program: 'yes', 'no', or
+            # 'auto', on accelerators alone. Others take one seed after the other.
+            "seeds_at_once": "auto",
             "log_every_steps": 20,
             # With data.on_device: how many training steps one call of the device makes;
             # single ones where so many would cross a log line or a validation.

@@ -1,19 +1,19 @@
 """One table of several experiments: `python -m kws_jax.compare WORKDIR…`.
 
 Workdirs that differ in `config.seed` and `config.data.seed` alone are one row: mean and
-standard deviation over the seeds. With `--baseline=W`, the row of workdir W is what the
-others are compared with, by a paired bootstrap over the test clips (each clip's share
-of right answers over the seeds). Rows of one network and search method, that differ in
-another setting, are told apart by the folder named first. Prints Markdown.
-`--plot=FILE.html` also draws accuracy against parameters, the area of a dot being the
-multiply-accumulates.
+standard deviation over the seeds; so are the seeds of a workdir with `config.seeds`.
+With `--baseline=W`, the row of workdir W is what the others are compared with, by a
+paired bootstrap over the test clips (each clip's share of right answers over the
+seeds). Rows of one network and search method, that differ in another setting, are told
+apart by the folder named first. Prints Markdown. `--plot=FILE.html` also draws
+accuracy against parameters, the area of a dot being the multiply-accumulates.
 """
 
 import dataclasses
 import json
 import statistics
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,7 @@ class Row:
     """The runs of one experiment under several seeds."""
 
     name: str
+    named: Path  # the first folder that was given for it
     folders: list[Path]
     runs: list[Run]
     correct: list[np.ndarray]  # bool [n] for each run: was the clean clip right?
@@ -112,19 +113,26 @@ def read_rows(workdirs: Sequence[Path]) -> list[Row]:
       UserError: for a workdir without results.
     """
     rows: dict[str, Row] = {}
-    for folder in workdirs:
+    for named, folder in _folders(workdirs):
         fields = configs.fields(configs.load_workdir(folder))
         same = {n: v for n, v in fields.items() if n not in ("seed", "data.seed")}
         key = json.dumps(same, sort_keys=True)
-        row = rows.setdefault(key, Row(_name(folder), [], [], []))
+        row = rows.setdefault(key, Row(_name(folder), named, [], [], []))
         row.folders.append(folder)
         row.runs.append(read_run(folder))
         row.correct.append(_correct(folder / "predictions.npz"))
     names = [row.name for row in rows.values()]
     for row in rows.values():
         if names.count(row.name) > 1:
-            row.name += f" ({row.folders[0].name})"
+            row.name += f" ({row.named.name})"
     return list(rows.values())
+
+
+def _folders(workdirs: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+    """Each workdir with that of its network, or in turn of its seeds' networks."""
+    for named in workdirs:
+        for folder in configs.seed_folders(configs.load_workdir(named), named):
+            yield named, folder
 
 
 def _name(folder: Path) -> str:
@@ -233,7 +241,8 @@ def main(argv: list[str]) -> None:
     baseline = None
     if _BASELINE.value:
         folder = Path(_BASELINE.value)
-        baseline = next((row for row in rows if folder in row.folders), None)
+        _, first = next(_folders([folder]))
+        baseline = next((row for row in rows if first in row.folders), None)
         if baseline is None:
             raise UserError(f"--baseline={_BASELINE.value} is not among the workdirs.")
     print(table(rows, baseline))

@@ -23,6 +23,7 @@ STAGE_KINDS = (
     "quantize",
 )
 COMPUTE_DTYPES = ("float32", "bfloat16")
+SEEDS_AT_ONCE = (AUTO, YES, NO) = ("auto", "yes", "no")
 # Fields that may differ when an experiment is taken up again: where things lie and
 # how they are shown, not what is computed.
 _MAY_DIFFER = re.compile(
@@ -32,7 +33,12 @@ _MAY_DIFFER = re.compile(
     r"|(evaluation|detection)\..*"
 )
 # Fields that not all versions had, and what those did that had none.
-_BEFORE_FIELDS = {"batch_norm_of": scaling.GLOBAL, "search.nested": False}
+_BEFORE_FIELDS = {
+    "batch_norm_of": scaling.GLOBAL,
+    "search.nested": False,
+    "seeds": 1,
+    "seeds_at_once": AUTO,
+}
 
 # Fields without which data cannot be opened, and that not all versions had.
 _LATER_FIELDS = (
@@ -151,6 +157,16 @@ def check(config: ConfigDict) -> None:
             f"config.compute_dtype = {config.compute_dtype!r} is unknown; "
             f"{nearest(config.compute_dtype, COMPUTE_DTYPES)}"
         )
+    if config.seeds_at_once not in SEEDS_AT_ONCE:
+        raise UserError(
+            f"config.seeds_at_once = {config.seeds_at_once!r} is unknown; "
+            f"{nearest(config.seeds_at_once, SEEDS_AT_ONCE)}"
+        )
+    if config.seed + config.seeds > 2**32:
+        raise UserError(
+            f"config.seed = {config.seed} leaves no room for config.seeds = "
+            f"{config.seeds}: the last seed must be below 2^32."
+        )
     for index, stage in enumerate(config.stages):
         _check_stage(stage, f"config.stages[{index}]", config.data)
     recipes.check(config.stages)
@@ -237,13 +253,40 @@ def load_workdir(workdir: Path) -> ConfigDict:
         ) from error
 
 
+def seed_folders(config: ConfigDict, workdir: Path) -> list[Path]:
+    """Where the networks of `config.seeds` lie; the workdir itself where there is one.
+
+    `config` is that of the workdir.
+    """
+    count = config.get("seeds", 1)
+    if count == 1:
+        return [workdir]
+    return [workdir / f"seed-{config.seed + number}" for number in range(count)]
+
+
+def load_single(workdir: Path) -> ConfigDict:
+    """The config stored in the workdir of a single network.
+
+    Raises:
+      UserError: where there is none, it cannot be read, or it is that of several seeds.
+    """
+    config = load_workdir(workdir)
+    folders = seed_folders(config, Path(workdir))
+    if len(folders) > 1:
+        raise UserError(
+            f"--workdir={workdir} holds {len(folders)} networks, one for each seed; "
+            f"give one of them, for example --workdir={folders[0]}."
+        )
+    return config
+
+
 def load_complete(workdir: Path) -> ConfigDict:
     """The same, with all that is needed to open the experiment's data.
 
     Raises:
       UserError: also where an earlier version stored it, without fields of this one.
     """
-    config = load_workdir(workdir)
+    config = load_single(workdir)
     fields = {name for name, _ in _leaves(json.loads(to_json(config)))}
     missing = [name for name in _LATER_FIELDS if name not in fields]
     if missing:

@@ -22,6 +22,7 @@ _SEED = (0, 2**32 - 1)
 WHOLE: dict[str, tuple[int, int]] = {
     "front_filter.kernels": _INT32,
     "seed": _SEED,
+    "seeds": (1, 1_000),
     "task_seed": _SEED,
     "number": (2, 100_000),
     "most": _INT32,
@@ -95,7 +96,7 @@ FLAGS = {
 TEXTS = {
     *("activation", "anchors", "architecture_data", "batch_size_of", "builder"),
     *("cache_dir", "compute_dtype", "dir", "distance", "genotype", "keywords", "kind"),
-    "batch_norm_of",
+    *("batch_norm_of", "seeds_at_once"),
     *("learning_rate_scaling", "loss", "method", "mode", "name", "scores"),
     *("noise_seen", "noise_unseen", "objective", "optimizer_start", "post"),
     *("protocol", "rooms", "rule", "schedule", "shortcut", "silence", "source"),

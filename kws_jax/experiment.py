@@ -60,6 +60,28 @@ def _run(
     arguments: Sequence[str],
     console: Console,
 ) -> list[dict[str, Any]]:
+    parts = prepare(config, folder, lock, arguments, console)
+    rows: list[dict[str, Any]] = []
+    for index in range(len(parts.config.stages)):
+        rows += dispatch.run(parts, index, folder)
+    rows = finish(parts, folder, rows, console)
+    if together.is_first():
+        print_summary(folder, console)
+    return rows
+
+
+def prepare(
+    config: ConfigDict,
+    folder: Path,
+    lock: WorkdirLock,
+    arguments: Sequence[str],
+    console: Console,
+) -> Parts:
+    """Opens the data, checks all that can be checked, and claims the workdir.
+
+    Raises:
+      UserError: for everything that the user can mend.
+    """
     config = scaling.resolve(config, jax.device_count(), console.print)
     together.check_same("a config", configs.identity(config))
     check_workdir(config, folder)
@@ -71,16 +93,19 @@ def _run(
     if together.is_first():
         write_json(folder / "command.json", list(arguments))
     _print_pipeline_speed(parts, console)
-    rows: list[dict[str, Any]] = []
-    for index in range(len(config.stages)):
-        rows += dispatch.run(parts, index, folder)
-    rows += final_test(parts, folder, write=True)
+    return parts
+
+
+def finish(
+    parts: Parts, folder: Path, rows: list[dict[str, Any]], console: Console
+) -> list[dict[str, Any]]:
+    """The final test and the report; returns its rows after those of the stages."""
+    rows = rows + final_test(parts, folder, write=True)
     rows += detection.final_test(parts, folder, console)
     if together.is_first():
         write_json(folder / "results.json", rows)
         with saving(folder / "report.html"):
             write_report(folder)
-        print_summary(folder, console)
     return rows
 
 

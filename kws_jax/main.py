@@ -41,12 +41,13 @@ def main(argv: list[str]) -> None:
     runtime.configure(_CONFIG.value.data.cache_dir)
     # After the checks: this imports JAX and TensorFlow.
     distributed.start_by_flags()
-    from kws_jax import experiment
+    from kws_jax import experiment, several_seeds
 
     arguments = sys.argv[1:]
     for flag in ("workdir", *distributed.VARIABLES):
         arguments = command_line.without(flag, arguments)
-    experiment.run(_CONFIG.value, _WORKDIR.value, arguments)
+    program = several_seeds if _CONFIG.value.seeds > 1 else experiment
+    program.run(_CONFIG.value, _WORKDIR.value, arguments)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,20 @@ class Parts(OpenedData, Setup):
             self._programs[what] = make()
         return self._programs[what]
 
+    def of_seed(self, seed: int) -> "Parts":
+        """The same for a single `config.seed`; data and programs are shared.
+
+        No program is made from the seed: keys and states are given to it.
+        """
+        config = self.config.copy_and_resolve_references().unlock()
+        config.update(seed=seed, seeds=1)
+        parts = dataclasses.replace(self, config=config.lock())
+        # Where cached properties are kept.
+        vars(parts)["_programs"] = self._programs
+        if self.config.data.on_device:
+            vars(parts)["resident"] = self.resident
+        return parts
+
     def train_batches(
         self, split: Split, stage: ConfigDict, start_step: int, *, stream: int = 0
     ) -> Iterator[dict[str, jax.Array]]:
@@ -210,9 +224,9 @@ def load_setup(folder: Path) -> Setup:
     """The setup of the experiment in a workdir, without opening its data.
 
     Raises:
-      UserError: where the workdir holds no experiment.
+      UserError: where the workdir holds no experiment, or several seeds of one.
     """
-    config = configs.load_workdir(folder)
+    config = configs.load_single(folder)
     task = folder / TASK_FILE
     if not task.exists():
         raise UserError(

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     if not _WORKDIR.value or not argv[1:]:
         raise UserError("Give --workdir=DIR and at least one audio file or folder.")
     workdir = Path(_WORKDIR.value)
-    config = configs.load_workdir(workdir)
+    config = configs.load_single(workdir)
     files = find_files(argv[1:])
     runtime.configure(config.data.cache_dir)
     for answer in predictions(workdir, files):

@@ -20,6 +20,7 @@ from benchmarks import (
     options,
     pipeline,
     search,
+    seeds,
     steps,
     train,
 )
@@ -179,6 +180,16 @@ def test_every_network_is_measured_beside_its_twin(program, names, rows):
     for row in session.rows:
         assert row.median_s > 0
         assert row.fraction_of_limit == pytest.approx(row.floor_s / row.median_s)
+
+
+@pytest.mark.usefixtures("one_core")
+def test_seeds_at_once_are_measured_beside_seeds_in_turn():
+    session = small_session()
+    seeds.measure(session, ["tc_resnet8"])
+    assert [row.framework for row in session.rows] == ["JAX in turn", "JAX at once"]
+    in_turn, at_once = session.rows
+    assert in_turn.clips == at_once.clips == 8 * 2
+    assert in_turn.floor_s == at_once.floor_s > 0
 
 
 @pytest.mark.usefixtures("one_core")

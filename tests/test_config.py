@@ -252,6 +252,26 @@ def test_supernets_of_before_shared_no_weights():
         configs.check_same(asked, there, Path("x"))
 
 
+@pytest.mark.parametrize(
+    ("words", "share"),
+    [("w8a8", 0.1), ("w5a8", 0.1), ("w4a8", 1), ("w8a2", 1), ("learned_bits", 1)],
+)
+def test_few_bits_are_trained_at_the_rate_of_training(words, share):
+    train, quantize = load(f"quantized:{words},cpu").stages
+    expected = share * train.optimizer.learning_rate
+    assert quantize.optimizer.learning_rate == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("size", "nested", "warm_up"),
+    [("paper", False, 0.05), ("cpu", True, 0.2), ("demo", True, 0.2)],
+)
+def test_short_searches_share_weights_and_the_paper_does_not(size, nested, warm_up):
+    config = load(f"end_to_end_nas:{size}")
+    assert config.search.nested is nested
+    assert config.stages[0].optimizer.learning_rate == warm_up
+
+
 def test_another_number_of_stages_is_another_experiment():
     with pytest.raises(UserError, match="belongs to another experiment"):
         configs.check_same(load("tc_resnet:"), load("autokws:"), Path("x"))

@@ -103,7 +103,7 @@ def run_stage(
         batches_from=batches_from,
         validate=make_validation(parts, logits_of, stages[index], context_of, score),
         checkpoints=checkpoints,
-        reporter=lambda start: _reporter(plan, title, start, folder, metrics_log),
+        reporter=lambda start: reporter(plan, title, start, folder, metrics_log),
         learning_rate=lambda step: float(schedule(step)),
         rule=rule,
         after_validation=after_validation,
@@ -231,9 +231,10 @@ class _Silent:
 
 
 @contextlib.contextmanager
-def _reporter(
+def reporter(
     plan: loop.StagePlan, title: str, start: int, folder: Path, log: JsonLines
 ) -> Iterator[loop.Reporter]:
+    """Tells the measures of a stage from step `start` on; only process 0 speaks."""
     if not together.is_first():
         yield _Silent()
         return

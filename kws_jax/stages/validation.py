@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -49,14 +50,17 @@ def make_validation(
     stage: ConfigDict,
     context_of: ContextOf = lambda state: (),
     score: Score | None = None,
-) -> Callable[[TrainState], dict[str, float]]:
+    *,
+    of_each: Callable[[Callable], Callable] | None = None,
+) -> Callable[[TrainState], dict[str, Any]]:
     """A function from state to loss and accuracy over the validation split.
 
     And to the "score" by which the best state is chosen, if it is given.
 
     Loss and condition are those of the stage. Every validation hears the same noise, of
     the training part, at the same places. What `context_of` makes of the state once,
-    `logits_of` gets behind the features.
+    `logits_of` gets behind the features. Where states hold several seeds, `of_each`
+    makes the function of one state that of all, and each measure is a list.
     """
     loss_of, condition = objective_of(stage).loss, validation_condition(stage)
     noise = parts.training_noise if condition.snr_db else None
@@ -71,19 +75,21 @@ def make_validation(
         return {"loss": loss * mask.sum(), "right": right.sum(), "count": mask.sum()}
 
     jitted = parts.once(
-        ("validation", logits_of, loss_of),
-        lambda: sharding.jit_replicated(measure, parts.mesh),
+        ("validation", logits_of, loss_of, of_each),
+        lambda: sharding.jit_replicated(
+            of_each(measure) if of_each else measure, parts.mesh
+        ),
     )
 
-    def validate(state: TrainState) -> dict[str, float]:
+    def validate(state: TrainState) -> dict[str, Any]:
         context = context_of(state)
-        sums: dict[str, float] = {"loss": 0.0, "right": 0.0, "count": 0.0}
+        sums: dict[str, Any] = {"loss": 0.0, "right": 0.0, "count": 0.0}
         for batch in parts.eval_batches(parts.task.validation, condition, noise):
             for name, value in jax.device_get(jitted(state, batch, *context)).items():
-                sums[name] += float(value)
+                sums[name] += np.float64(value)
         measures = {
-            "loss": sums["loss"] / sums["count"],
-            "accuracy": sums["right"] / sums["count"],
+            "loss": (sums["loss"] / sums["count"]).tolist(),
+            "accuracy": (sums["right"] / sums["count"]).tolist(),
         }
         return measures | ({"score": score(state, measures)} if score else {})
 

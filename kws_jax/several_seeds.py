@@ -1,0 +1,106 @@
+"""An experiment with several seeds: `config.seeds=N`, one folder for each of them.
+
+Each seed's folder is a whole workdir, `WORKDIR/seed-S`, as a run of that seed alone
+would leave it. In WORKDIR itself are the means over the seeds, with their intervals.
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from kws_jax import config as configs
+from kws_jax import experiment, together
+from kws_jax.errors import UserError
+from kws_jax.evaluation.over_seeds import over_seeds
+from kws_jax.parts import Parts
+from kws_jax.report import seeds as seeds_report
+from kws_jax.stages import dispatch, seeds_at_once
+from kws_jax.stages.seeds_at_once import Member
+from kws_jax.training import preemption
+from kws_jax.training.checkpoints import saving, write_json
+from kws_jax.training.workdir_lock import WorkdirLock, local_folder
+
+
+def run(
+    config: ConfigDict, workdir: str, arguments: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Runs the experiment with each of its seeds; returns the rows of their means.
+
+    Seeds differ in `config.seed` alone: they hear the same clips in the same batches.
+    Run again with the same workdir, it goes on where it stopped.
+
+    Raises:
+      UserError: for everything the user can mend; what was saved stays.
+      Interrupted: after SIGTERM or Ctrl-C, see `preemption`.
+    """
+    console, quiet = Console(highlight=False), Console(quiet=True)
+    logging.set_verbosity(logging.ERROR)
+    folder = local_folder(workdir)
+    with contextlib.ExitStack() as held:
+        held.enter_context(preemption.watched())
+        lock = held.enter_context(WorkdirLock(folder))
+        parts = experiment.prepare(config, folder, lock, arguments, console)
+        at_once = _stages_at_once(parts, console)
+        members = [
+            Member(parts.of_seed(config.seed + number), own)
+            for number, own in enumerate(configs.seed_folders(config, folder))
+        ]
+        for member in members:
+            experiment.check_workdir(member.parts.config, member.folder)
+            held.enter_context(WorkdirLock(member.folder)).take(make=True)
+            experiment.claim_workdir(member.parts, member.folder)
+        rows: list[list[dict[str, Any]]] = [[] for _ in members]
+        for index, stage in enumerate(parts.config.stages):
+            if index in at_once:
+                seeds_at_once.run(members, index, folder)
+            for member, own in zip(members, rows, strict=True):
+                if index not in at_once:
+                    seed = member.parts.config.seed
+                    console.print(f"Seed {seed}, stage {stage.name!r}")
+                own += dispatch.run(member.parts, index, member.folder)
+        finished = []
+        for member, own in zip(members, rows, strict=True):
+            console.print(f"Seed {member.parts.config.seed}: final test")
+            finished.append(experiment.finish(member.parts, member.folder, own, quiet))
+        means = over_seeds(finished)
+        if together.is_first():
+            write_json(folder / "results.json", means)
+            with saving(folder / seeds_report.FILE_NAME):
+                seeds_report.write_page(folder, [m.folder for m in members])
+            seeds_report.print_summary(folder, [m.folder for m in members], console)
+    return means
+
+
+def _stages_at_once(parts: Parts, console: Console) -> set[int]:
+    """Which stages train all seeds in one program.
+
+    Raises:
+      UserError: where the config asks for it and no stage can.
+    """
+    config = parts.config
+    wish = config.seeds_at_once
+    if wish == configs.NO:
+        return set()
+    if wish == configs.AUTO and jax.default_backend() == "cpu":
+        return set()
+    reasons = [seeds_at_once.obstacle(parts, i) for i in range(len(config.stages))]
+    if wish == configs.YES and all(reasons):
+        told = "; ".join(
+            f"stage {stage.name!r}: {reason}"
+            for stage, reason in zip(config.stages, reasons, strict=True)
+        )
+        raise UserError(
+            f"config.seeds_at_once = 'yes', and no stage can train {config.seeds} "
+            f"seeds at once ({told}). Say 'no': one seed after the other."
+        )
+    for stage, reason in zip(config.stages, reasons, strict=True):
+        if reason:
+            console.print(
+                f"Stage {stage.name!r} takes one seed after the other: {reason}"
+            )
+    return {index for index, reason in enumerate(reasons) if not reason}

@@ -27,6 +27,9 @@ from configs import autokws, data_parameters, end_to_end_nas, pair_loss, tc_resn
 from kws_jax.data.corpus import SILENCE, UNKNOWN
 from kws_jax.models.front_filter import filtered
 from kws_jax.models.registry import MODELS, create_model, model_settings
+from kws_jax.quantization import calibration
+from kws_jax.quantization.network import Bits, QuantizedNetwork
+from kws_jax.quantization.sites import find_sites
 from kws_jax.search import proxyless
 from kws_jax.search.mbconv_space import MBConvSpace
 from kws_jax.search.path_net import PathNet
@@ -45,6 +48,7 @@ from kws_jax.training import sharding
 from kws_jax.training.state import WEIGHTS
 
 DEVICES, ROWS, LABELS = 4, 8, 4
+QUANTIZED, MANY_BITS = "quantized", 16
 SETTINGS = {
     "genotype": "autokws-noisydarts",
     "layers": ("E6K3", "E1K5", "SKIP", "E3K7", "SKIP", "E1K3"),
@@ -74,6 +78,7 @@ def cases() -> Named:
         found[name] = create_model(name, LABELS, **given), (), method
     small = create_model("tc_resnet8", LABELS, width=0.25, dropout=0.0)
     found["embeddings"] = small, (), "embed"
+    found["quantized"] = small, (), QUANTIZED
     found["front filter"] = filtered(small, "dynamic_conv", 40), (), "__call__"
     space = SearchSpace(strides=(2, 1), channels=(4, 4), stem_channels=4)
     weights = tuple(jnp.linspace(0.1, 1.0, len(names)) for names in space.candidates)
@@ -140,6 +145,26 @@ def gap(one: Any, other: Any) -> float:
     return max(jax.tree.leaves(jax.tree.map(of, one, other)), default=0.0)
 
 
+def quantized(
+    model: nn.Module, variables: Any, features: np.ndarray
+) -> tuple[QuantizedNetwork, Any]:
+    """The network with learned bits and its variables, trees for parameters.
+
+    Of so many bits that a sum in another order, rounded otherwise, makes no difference.
+    """
+    sites = find_sites(model, variables, features[:1])
+    stats = variables["batch_stats"]
+    ranges = calibration.measure_ranges(
+        model, sites, variables["params"], stats, [features]
+    )
+    signed = calibration.signs(ranges)
+    bits = Bits(MANY_BITS, MANY_BITS, learned=True, most=MANY_BITS)
+    network = QuantizedNetwork(model, sites, bits, signed)
+    bounds = calibration.initial_bounds(ranges, signed, MANY_BITS)
+    trees = {WEIGHTS: variables["params"], **network.initial_trees(bounds)}
+    return network, {"params": trees, "batch_stats": stats}
+
+
 def compared(
     network: nn.Module, arguments: tuple[Any, ...], method: str
 ) -> dict[str, Any]:
@@ -149,6 +174,9 @@ def compared(
     level = np.exp(np.arange(ROWS)).reshape(-1, 1, 1) / 100
     features = np.float32(rng.normal(size=(ROWS, 98, 40)) * level + level)
     variables = random_variables(network, features[:1], *arguments)
+    if method == QUANTIZED:
+        network, variables = quantized(network, variables, features)
+        method = "__call__"
     alone = outputs(network, arguments, method, None)
     of_all, mesh = alone(variables, features, np.float32(1.0)), sharding.data_mesh()
     weights = np.float32(rng.normal(size=of_all[0].shape))

@@ -15,7 +15,7 @@ from kws_jax.models.registry import MODELS
 from kws_jax.stages import networks
 
 # Of the networks, those that are tried at every run; all others are slow together.
-FEW = ("tc_resnet8", "gates")
+FEW = ("tc_resnet8", "gates", "quantized")
 
 
 def measured(*arguments):

@@ -22,7 +22,7 @@ from kws_jax.search.bilevel import make_search_step
 from kws_jax.search.methods import create_method
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
-from kws_jax.stages import networks, seeds_at_once
+from kws_jax.stages import networks, stacked_seeds
 from kws_jax.stages.data_parameters import StageTable
 from kws_jax.stages.learner import classification_loss
 from kws_jax.stages.search import search_loss
@@ -146,8 +146,8 @@ def seeds(
     operations = 2 * TRAIN_PASSES * count_macs(*infer)
     keys = jax.random.split(key, count)
     each = [_stepper(step, jax.tree.map(jnp.copy, state), batch, one) for one in keys]
-    stacked = seeds_at_once.stacked([state] * count)
-    at_once = _stepper(seeds_at_once.step_of_each(step), stacked, batch, keys)
+    stacked = stacked_seeds.stacked([state] * count)
+    at_once = _stepper(stacked_seeds.step_of_each(step), stacked, batch, keys)
 
     def in_turn() -> None:
         for call in each:

@@ -31,6 +31,8 @@ _BASELINE = flags.DEFINE_string(
     "baseline", "", "Workdir whose row the others are compared with."
 )
 _PLOT = flags.DEFINE_string("plot", "", "HTML file for a drawing of the table.")
+# In what the runs of one row may differ.
+_OF_A_SEED = ("seed", "data.seed", "seeds_at_once")
 _HEADS = (
     "network",
     "seeds",
@@ -115,7 +117,7 @@ def read_rows(workdirs: Sequence[Path]) -> list[Row]:
     rows: dict[str, Row] = {}
     for named, folder in _folders(workdirs):
         fields = configs.fields(configs.load_workdir(folder))
-        same = {n: v for n, v in fields.items() if n not in ("seed", "data.seed")}
+        same = {n: v for n, v in fields.items() if n not in _OF_A_SEED}
         key = json.dumps(same, sort_keys=True)
         row = rows.setdefault(key, Row(_name(folder), named, [], [], []))
         row.folders.append(folder)
@@ -129,10 +131,16 @@ def read_rows(workdirs: Sequence[Path]) -> list[Row]:
 
 
 def _folders(workdirs: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
-    """Each workdir with that of its network, or in turn of its seeds' networks."""
+    """Each workdir with that of its network, or in turn of its seeds' networks.
+
+    None twice, however often and however it is named.
+    """
+    seen = set()
     for named in workdirs:
         for folder in configs.seed_folders(configs.load_workdir(named), named):
-            yield named, folder
+            if folder.resolve() not in seen:
+                seen.add(folder.resolve())
+                yield named, folder
 
 
 def _name(folder: Path) -> str:

@@ -27,7 +27,7 @@ SEEDS_AT_ONCE = (AUTO, YES, NO) = ("auto", "yes", "no")
 # Fields that may differ when an experiment is taken up again: where things lie and
 # how they are shown, not what is computed.
 _MAY_DIFFER = re.compile(
-    r"data\.(cache_dir|dir|threads|noise_unseen)|log_every_steps"
+    r"data\.(cache_dir|dir|threads|noise_unseen)|log_every_steps|seeds_at_once"
     # What they ask for is in the sizes and rates of the stages (see `scaling`).
     r"|batch_size_of|learning_rate_scaling"
     r"|(evaluation|detection)\..*"
@@ -157,20 +157,26 @@ def check(config: ConfigDict) -> None:
             f"config.compute_dtype = {config.compute_dtype!r} is unknown; "
             f"{nearest(config.compute_dtype, COMPUTE_DTYPES)}"
         )
-    if config.seeds_at_once not in SEEDS_AT_ONCE:
-        raise UserError(
-            f"config.seeds_at_once = {config.seeds_at_once!r} is unknown; "
-            f"{nearest(config.seeds_at_once, SEEDS_AT_ONCE)}"
-        )
-    if config.seed + config.seeds > 2**32:
-        raise UserError(
-            f"config.seed = {config.seed} leaves no room for config.seeds = "
-            f"{config.seeds}: the last seed must be below 2^32."
-        )
+    _check_seeds(config)
     for index, stage in enumerate(config.stages):
         _check_stage(stage, f"config.stages[{index}]", config.data)
     recipes.check(config.stages)
     scaling.check(config)
+
+
+def _check_seeds(config: ConfigDict) -> None:
+    # Workdirs of before have neither field.
+    at_once, count = config.get("seeds_at_once", AUTO), config.get("seeds", 1)
+    if at_once not in SEEDS_AT_ONCE:
+        raise UserError(
+            f"config.seeds_at_once = {at_once!r} is unknown; "
+            f"{nearest(at_once, SEEDS_AT_ONCE)}"
+        )
+    if config.seed + count > 2**32:
+        raise UserError(
+            f"config.seed = {config.seed} leaves no room for config.seeds = {count}: "
+            "the last seed must be below 2^32."
+        )
 
 
 def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,11 @@ def prepare(
     lock: WorkdirLock,
     arguments: Sequence[str],
     console: Console,
+    check: Callable[[Parts], None] = lambda parts: None,
 ) -> Parts:
     """Opens the data, checks all that can be checked, and claims the workdir.
+
+    `check` may add checks of its own.
 
     Raises:
       UserError: for everything that the user can mend.
@@ -88,6 +91,7 @@ def prepare(
     parts = build_parts(config, console)
     dispatch.check(parts, folder)
     detection.check(parts)
+    check(parts)
     lock.take(make=True)
     claim_workdir(parts, folder)
     if together.is_first():

@@ -1,11 +1,13 @@
 """An experiment with several seeds: `config.seeds=N`, one folder for each of them.
 
-Each seed's folder is a whole workdir, `WORKDIR/seed-S`, as a run of that seed alone
-would leave it. In WORKDIR itself are the means over the seeds, with their intervals.
+Each seed's folder is a workdir of its own, `WORKDIR/seed-S`: that seed alone can be
+evaluated, exported and compared. In WORKDIR itself are the means over the seeds, with
+their intervals.
 """
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from kws_jax.evaluation.over_seeds import over_seeds
 from kws_jax.parts import Parts
 from kws_jax.report import seeds as seeds_report
 from kws_jax.stages import dispatch, seeds_at_once
-from kws_jax.stages.seeds_at_once import Member
+from kws_jax.stages.stacked_seeds import Member
 from kws_jax.training import preemption
 from kws_jax.training.checkpoints import saving, write_json
 from kws_jax.training.workdir_lock import WorkdirLock, local_folder
@@ -44,8 +46,15 @@ def run(
     with contextlib.ExitStack() as held:
         held.enter_context(preemption.watched())
         lock = held.enter_context(WorkdirLock(folder))
-        parts = experiment.prepare(config, folder, lock, arguments, console)
-        at_once = _stages_at_once(parts, console)
+        at_once: set[int] = set()
+        parts = experiment.prepare(
+            config,
+            folder,
+            lock,
+            arguments,
+            console,
+            check=lambda parts: at_once.update(_stages_at_once(parts, folder, console)),
+        )
         members = [
             Member(parts.of_seed(config.seed + number), own)
             for number, own in enumerate(configs.seed_folders(config, folder))
@@ -54,6 +63,10 @@ def run(
             experiment.check_workdir(member.parts.config, member.folder)
             held.enter_context(WorkdirLock(member.folder)).take(make=True)
             experiment.claim_workdir(member.parts, member.folder)
+            if together.is_first():
+                seed = member.parts.config.seed
+                alone = [*arguments, f"--config.seed={seed}", "--config.seeds=1"]
+                write_json(member.folder / "command.json", alone)
         rows: list[list[dict[str, Any]]] = [[] for _ in members]
         for index, stage in enumerate(parts.config.stages):
             if index in at_once:
@@ -76,18 +89,17 @@ def run(
     return means
 
 
-def _stages_at_once(parts: Parts, console: Console) -> set[int]:
-    """Which stages train all seeds in one program.
+def _stages_at_once(parts: Parts, folder: Path, console: Console) -> set[int]:
+    """Which stages train all seeds in one program; one that has begun goes on as it is.
 
     Raises:
       UserError: where the config asks for it and no stage can.
     """
     config = parts.config
     wish = config.seeds_at_once
-    if wish == configs.NO:
-        return set()
-    if wish == configs.AUTO and jax.default_backend() == "cpu":
-        return set()
+    wanted = wish == configs.YES
+    if wish == configs.AUTO:
+        wanted = jax.default_backend() != "cpu"
     reasons = [seeds_at_once.obstacle(parts, i) for i in range(len(config.stages))]
     if wish == configs.YES and all(reasons):
         told = "; ".join(
@@ -98,9 +110,18 @@ def _stages_at_once(parts: Parts, console: Console) -> set[int]:
             f"config.seeds_at_once = 'yes', and no stage can train {config.seeds} "
             f"seeds at once ({told}). Say 'no': one seed after the other."
         )
-    for stage, reason in zip(config.stages, reasons, strict=True):
+    chosen = set()
+    for index, (stage, reason) in enumerate(zip(config.stages, reasons, strict=True)):
         if reason:
-            console.print(
-                f"Stage {stage.name!r} takes one seed after the other: {reason}"
-            )
-    return {index for index, reason in enumerate(reasons) if not reason}
+            if wanted:
+                console.print(
+                    f"Stage {stage.name!r} takes one seed after the other: {reason}"
+                )
+            continue
+        begun = together.agreed(seeds_at_once.begun(parts, index, folder))
+        if begun is not None and begun != wanted:
+            way = "all seeds at once" if begun else "one seed after the other"
+            console.print(f"Stage {stage.name!r} goes on as it began: {way}")
+        if wanted if begun is None else begun:
+            chosen.add(index)
+    return chosen

@@ -263,13 +263,17 @@ def test_few_bits_are_trained_at_the_rate_of_training(words, share):
 
 
 @pytest.mark.parametrize(
-    ("size", "nested", "warm_up"),
-    [("paper", False, 0.05), ("cpu", True, 0.2), ("demo", True, 0.2)],
+    ("size", "nested", "warm_up", "architecture"),
+    [("paper", False, 0.05, 4e-3), ("cpu", True, 0.2, 0.2), ("demo", True, 0.2, 0.2)],
 )
-def test_short_searches_share_weights_and_the_paper_does_not(size, nested, warm_up):
+def test_short_searches_share_weights_and_the_paper_does_not(
+    size, nested, warm_up, architecture
+):
     config = load(f"end_to_end_nas:{size}")
     assert config.search.nested is nested
-    assert config.stages[0].optimizer.learning_rate == warm_up
+    warming, search, _ = config.stages
+    assert warming.optimizer.learning_rate == warm_up
+    assert search.architecture_optimizer.learning_rate == architecture
 
 
 def test_another_number_of_stages_is_another_experiment():

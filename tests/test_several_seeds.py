@@ -1,6 +1,7 @@
 """Several seeds of an experiment: at once as alone, and what is told of them."""
 
 import json
+import shutil
 
 import chex
 import jax
@@ -15,9 +16,10 @@ from kws_jax import compare, predict, several_seeds
 from kws_jax import config as configs
 from kws_jax.errors import UserError
 from kws_jax.evaluation.over_seeds import mean_interval, over_seeds
+from kws_jax.report import seeds as seeds_report
 from kws_jax.report.workdir import read_run
 from kws_jax.stages import dispatch, networks, seeds_at_once, train
-from kws_jax.stages.seeds_at_once import Member
+from kws_jax.stages.stacked_seeds import EachHighest, Member
 from kws_jax.training.state import WEIGHTS
 
 SEEDS = (4, 5)
@@ -51,12 +53,16 @@ def run_at_once(folder, config, parts=None):
 
 
 def run_alone(folder, config):
-    """Each seed with parts, and programs, of its own."""
+    """Each seed as if there were no other."""
     members = []
     for seed in SEEDS:
         own = config.copy_and_resolve_references()
         own.update(seed=seed, seeds=1)
-        member = Member(tiny_parts(own, clips=CLIPS), folder / f"seed-{seed}")
+        parts = tiny_parts(own, clips=CLIPS)
+        if members:
+            # Compiled programs depend on no seed.
+            vars(parts)["_programs"] = members[0].parts._programs
+        member = Member(parts, folder / f"seed-{seed}")
         for index in range(len(config.stages)):
             dispatch.run(member.parts, index, member.folder)
         members.append(member)
@@ -137,10 +143,43 @@ def test_a_killed_training_of_seeds_ends_as_an_undisturbed_one(tmp_path):
         assert lines_of(one.folder) == lines_of(other.folder)
     left_out = "clips_per_second"
     assert lines_of(folder, left_out) == lines_of(tmp_path / "whole", left_out)
+    # The stacked states are no longer wanted.
+    assert not list((folder / "stages").iterdir())
+
+
+def test_a_lost_best_state_is_told_before_anything_is_made_of_it(tmp_path):
+    config = config_of(stages=1)
+    parts = tiny_parts(config, clips=CLIPS)
+    with killed_after_saving("0-"):
+        run_at_once(tmp_path, config, parts)
+    assert seeds_at_once.begun(parts, 0, tmp_path) is True
+    shutil.rmtree(tmp_path / "seed-5" / "stages")
+    with pytest.raises(UserError, match=r"seed-5.*has lost its best state.*remove"):
+        run_at_once(tmp_path, config, parts)
+    shutil.rmtree(tmp_path / "stages")
+    run_at_once(tmp_path, config, parts)
+
+
+def test_a_stage_that_has_begun_in_turn_is_seen(tmp_path):
+    parts = tiny_parts(config_of(stages=1), clips=CLIPS)
+    assert seeds_at_once.begun(parts, 0, tmp_path) is None
+    where = tmp_path / "seed-5" / "stages" / "0-train" / "last"
+    where.mkdir(parents=True)
+    assert seeds_at_once.begun(parts, 0, tmp_path) is None
+    (where / "3").mkdir()
+    assert seeds_at_once.begun(parts, 0, tmp_path) is False
+
+
+def test_optimisers_that_stand_at_different_steps_do_not_go_on_at_once():
+    config = config_of()
+    config.stages[0].stop.rule = "criterion"
+    assert "different steps" in seeds_at_once.obstacle(tiny_parts(config), 1)
+    config.stages[1].optimizer_start = "restart"
+    assert seeds_at_once.obstacle(tiny_parts(config), 1) == ""
 
 
 def test_each_seed_keeps_the_first_of_its_own_best_states():
-    rule = seeds_at_once._EachHighest(2)
+    rule = EachHighest(2)
     notes = dict(rule.first_notes)
     improved = []
     for accuracies in ((0.5, 0.1), (0.4, 0.3), (0.5, 0.3), (0.6, 0.2)):
@@ -273,7 +312,8 @@ def test_asking_for_what_no_stage_can_do_is_refused(experiment_config, tmp_path)
     experiment_config.seeds_at_once = "yes"
     with pytest.raises(UserError, match=r"no stage can.*stop\.rule"):
         several_seeds.run(experiment_config, str(tmp_path / "run"))
-    assert not (tmp_path / "run" / "stages").exists()
+    # So that "no" can be said in the same workdir.
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -290,3 +330,28 @@ def test_wrong_fields_are_refused(changes, message):
     with pytest.raises(UserError) as refused:
         configs.check(config)
     assert message in str(refused.value)
+
+
+def test_workdirs_of_before_have_one_seed(tmp_path):
+    config = tc_resnet.get_config("8").unlock()
+    del config.seeds, config.seeds_at_once
+    configs.check(config)
+    configs.check_same(tc_resnet.get_config("8"), config, tmp_path)
+    assert configs.seed_folders(config, tmp_path) == [tmp_path]
+
+
+def test_shares_are_shown_within_their_bounds(tmp_path):
+    runs = [
+        {"stage": "train", "split": "test", "condition": "clean", "metric": "accuracy"}
+        | {"value": value}
+        for value in (0.96, 0.98)
+    ]
+    (tmp_path / "config.json").write_text('{"name": "<b>", "seeds": 2}')
+    rows = over_seeds([[run] for run in runs])
+    assert rows[0]["ci95"][1] > 1
+    (tmp_path / "results.json").write_text(json.dumps(rows))
+    seeds_report.write_page(tmp_path, [tmp_path / "seed-0", tmp_path / "seed-1"])
+    page = (tmp_path / "report.html").read_text()
+    assert "84.3 – 100.0 %" in page
+    assert "<b></h1>" not in page
+    assert "&lt;b&gt;" in page

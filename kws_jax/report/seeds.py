@@ -22,8 +22,9 @@ from kws_jax.report.workdir import Measure, Run, read_run
 __all__ = ["FILE_NAME", "print_summary", "write_page"]
 
 _NOTE = (
-    "Means over the seeds, with Student's 95 % interval of the mean. It tells what "
-    "other seeds would give on these test clips; what other clips would give is in the "
+    "Means over the seeds, with Student's 95 % interval of the mean, as far as it lies "
+    "within 0 and 100 %. It tells what other seeds of weights and dropout would give "
+    "on the same batches and test clips; what other clips would give is in the "
     "intervals of each seed's own report."
 )
 # Counts and sizes, which are no shares: what they are called, and how written.
@@ -114,6 +115,10 @@ def _lines(run: Run, each: Sequence[Sequence[float]]) -> Iterator[_Line]:
 
 def _share(name: str, measure: Measure, values: Sequence[float]) -> _Line:
     shown = tuple(text.percent(value) for value in values)
+    if measure.interval:
+        low, high = measure.interval
+        interval = (max(low, 0.0), min(high, 1.0))
+        measure = dataclasses.replace(measure, interval=interval)
     return _Line(name, text.percent(measure.value), text.interval(measure), shown)
 
 

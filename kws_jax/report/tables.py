@@ -4,6 +4,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from kws_jax.report import text
 from kws_jax.report.markup import Markup, join, tag
@@ -73,9 +74,12 @@ def config_details(run: Run) -> Markup:
 def reproduce(run: Run) -> Markup:
     """The commands that run, test again and use this experiment."""
     # An absolute path would tell the readers of a shared page about one machine only.
-    absolute = run.workdir.is_absolute()
-    folder = f"runs/{run.workdir.name}" if absolute else str(run.workdir)
-    here, anew = shlex.quote(folder), shlex.quote(f"{folder}-again")
+    folder = run.workdir
+    if folder.is_absolute():
+        # That of a seed lies in the folder of the experiment.
+        names = 2 if folder.name.startswith("seed-") else 1
+        folder = Path("runs", *folder.parts[-names:])
+    here, anew = shlex.quote(str(folder)), shlex.quote(f"{folder}-again")
     commands = [
         f"python -m kws_jax.evaluate --workdir={here}",
         f"python -m kws_jax.predict --workdir={here} CLIP.wav",

@@ -2,47 +2,41 @@
 
 The states of the seeds are stacked, a step is that of one seed under `jax.vmap`, and
 all see the same batches; weights, dropout and masks are each seed's own. Each seed's
-folder ends with what a run of its own would have left there.
+folder ends with the checkpoints, log lines and rows that it would have left alone; its
+seconds are its share of those of all.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from kws_jax import config as configs
 from kws_jax import together
 from kws_jax.errors import UserError
 from kws_jax.parts import Parts
 from kws_jax.stages import feeding, networks, runner, train, training_run, validation
 from kws_jax.stages.epochs import with_epoch
 from kws_jax.stages.learner import create_learner
+from kws_jax.stages.stacked_seeds import (
+    EachHighest,
+    Member,
+    SeedCheckpoints,
+    of_each,
+    of_member,
+    stacked,
+    step_of_each,
+    told_of_each,
+)
 from kws_jax.training import loop, sharding
-from kws_jax.training.checkpoints import StageCheckpoints, saving, write_json
+from kws_jax.training.checkpoints import saving, write_json
 from kws_jax.training.finiteness import NotFiniteError
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.optimizers import updates_made
-from kws_jax.training.state import WEIGHTS, TrainState, variables_of
-from kws_jax.training.stopping import Notes, Verdict
-
-PyTree = Any
-# Which leaves of a state have the seeds as their first axis.
-_AXES: dict[str, Any] = {"step": None, "trees": 0, "opt_state": 0, "batch_stats": 0}
-_STACKED = TrainState(**_AXES)
-# Notes of the loop.
-_BEST, _IMPROVED = "best_accuracies", "improved"
-
-
-@dataclasses.dataclass(frozen=True)
-class Member:
-    """One of the seeds: its parts, which share their data, and its workdir."""
-
-    parts: Parts
-    folder: Path
+from kws_jax.training.state import WEIGHTS, variables_of
 
 
 def obstacle(parts: Parts, index: int) -> str:
@@ -56,7 +50,31 @@ def obstacle(parts: Parts, index: int) -> str:
         return f"stop.rule = {stage.stop.rule!r} ends seeds at different steps"
     if stage.data_parameters.mode != "none":
         return "each seed has data parameters of its own"
+    before = parts.config.stages[index - 1]
+    if runner.continues_optimizer(parts, index) and before.stop.rule != "length":
+        return "the optimisers that seeds continue stand at different steps"
+    if networks.mesh_of_norms(parts) is not None:
+        return "batch_norm_of = 'device' splits batches between devices"
     return ""
+
+
+def begun(parts: Parts, index: int, folder: Path) -> bool | None:
+    """How a stage has begun in the workdir of the whole: at once (True), or in turn.
+
+    None where nothing of it is saved.
+    """
+    if _has_last(runner.stage_folder(parts, index, folder)):
+        return True
+    folders = configs.seed_folders(parts.config, folder)
+    own = [runner.stage_folder(parts, index, seed_folder) for seed_folder in folders]
+    if any(_has_last(where) for where in own):
+        return False
+    return None
+
+
+def _has_last(where: Path) -> bool:
+    last = where / "last"
+    return last.is_dir() and any(path.name.isdigit() for path in last.iterdir())
 
 
 def run(members: Sequence[Member], index: int, folder: Path) -> None:
@@ -80,6 +98,10 @@ def run(members: Sequence[Member], index: int, folder: Path) -> None:
         for m in members
     ]
     updates = updates_made(starts[0].opt_state[WEIGHTS])
+    start = stacked(starts)
+    del starts
+    if jax.process_count() > 1:
+        together.check_same(f"a start of stage {plan.name!r}", sharding.digest(start))
     step = learner.step
     if not runner.follows_training(first, index):
         step = with_epoch(step, model, plan)
@@ -88,155 +110,61 @@ def run(members: Sequence[Member], index: int, folder: Path) -> None:
     feed = feeding.create_feed(
         first, stage, plan, keys, [first.task.train], lambda number: stepped
     )
-    checkpoints = _Checkpoints(members, index, folder)
+    checkpoints = SeedCheckpoints(members, index, folder)
     log = JsonLines(folder / "metrics.jsonl")
     later = tuple(stage.name for stage in first.config.stages[index + 1 :])
     measure = validation.make_validation(
-        first, learner.logits_of, stage, of_each=_of_each
+        first, learner.logits_of, stage, of_each=of_each
     )
     try:
         state, notes = loop.train_stage(
-            plan,
-            sharding.replicate(stacked(starts), first.mesh),
+            dataclasses.replace(plan, clips_per_step=count * plan.clips_per_step),
+            sharding.replicate(start, first.mesh),
             step_fn=feed.step_fn,
             batches_from=feed.batches_from,
-            validate=lambda state: _told(measure(state)),
+            validate=lambda state: told_of_each(measure(state)),
             checkpoints=checkpoints,
             reporter=lambda start: runner.reporter(
                 plan, f"{plan.name} ({count} seeds)", start, folder, log
             ),
             learning_rate=lambda step: float(learner.schedule(updates + step)),
-            rule=_EachHighest(count),
+            rule=EachHighest(count),
             logs=(log,),
             later_stages=later,
         )
     except NotFiniteError as error:
         raise UserError(
-            f"{error} It is so in one of {count} seeds or more; with "
-            "config.seeds_at_once=no, in a new --workdir, its cause is told."
+            f"{error} It is so in one or more of {count} seeds; with "
+            "config.seeds_at_once=no, in a new --workdir, the cause is told too."
+        ) from error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"{count} seeds at once do not fit the memory of the device: give fewer "
+            "config.seeds in a new --workdir, or config.seeds_at_once=no."
         ) from error
     checkpoints.keep_last(state, notes)
     checkpoints.close()
     for number, member in enumerate(members):
         _keep_log(log, member, number, plan.name, later)
-        own = _own_notes(notes, number)
+        own = checkpoints.notes_of(notes, number)
         trained = training_run.TrainingRun(
-            member.parts, stage, plan, _of_member(state, number), own
+            member.parts, stage, plan, of_member(state, number), own
         )
         size = networks.size_of(member.parts, model, variables_of(trained.state))
         rows = trained.rows({**size, **trained.speed})
         if together.is_first():
             write_json(done[number], rows)
     together.wait(f"end of stage {plan.name!r}")
+    if together.is_first():
+        # Each seed has its own now.
+        checkpoints.directory.rmtree()
 
 
 def _done_file(member: Member, index: int) -> Path:
     where = runner.stage_folder(member.parts, index, member.folder)
     return where / runner.DONE_FILE
-
-
-def stacked(states: Sequence[TrainState]) -> TrainState:
-    """The states [n] of n seeds in one, at the step of the first."""
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    return state.replace(step=states[0].step)
-
-
-def _of_member(state: TrainState, number: int) -> TrainState:
-    """One seed's state out of the stacked ones, on the host."""
-    own = jax.tree.map(lambda leaf: np.asarray(leaf)[number], state.replace(step=()))
-    return own.replace(step=np.asarray(state.step))
-
-
-def _of_each(function: Callable) -> Callable:
-    """A function of a state and a batch as one of the stacked states."""
-    return jax.vmap(function, in_axes=(_STACKED, None))
-
-
-def step_of_each(step: feeding.Step) -> feeding.Step:
-    """A step of one seed as one of `stacked` states, with keys [n], on one batch.
-
-    Its metrics are means, and NAME/NUMBER for each of the seeds.
-    """
-
-    def stepped(state: TrainState, *inputs: Any) -> tuple[TrainState, Any]:
-        *batches, keys = inputs
-        mapped = jax.vmap(
-            step,
-            in_axes=(_STACKED, *(None for _ in batches), 0),
-            out_axes=(_STACKED, 0),
-        )
-        state, metrics = mapped(state, *batches, keys)
-        return state, _told(metrics)
-
-    return stepped
-
-
-def _told(measures: Mapping[str, Any]) -> dict[str, Any]:
-    """Measures [n] of n seeds as scalars: means, and NAME/NUMBER for each seed."""
-    means = {name: sum(values) / len(values) for name, values in measures.items()}
-    return means | {
-        f"{name}/{number}": value
-        for name, values in measures.items()
-        for number, value in enumerate(values)
-    }
-
-
-class _EachHighest:
-    """A `stopping.Rule`: of each seed the first state of its highest accuracy."""
-
-    starts_from_best = False
-    may_end_early = False
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self.first_notes: Notes = {_BEST: [-1.0] * count, _IMPROVED: []}
-
-    def judge(self, notes: Notes, measures: Mapping[str, float]) -> Verdict:
-        """See `stopping.Rule`."""
-        now = [measures[f"accuracy/{number}"] for number in range(self._count)]
-        before = notes[_BEST]
-        improved = [n for n in range(self._count) if now[n] > before[n]]
-        best = [max(pair) for pair in zip(before, now, strict=True)]
-        return Verdict(bool(improved), notes={_BEST: best, _IMPROVED: improved})
-
-
-class _Checkpoints(StageCheckpoints):
-    """The last states lie stacked in the whole's workdir, the best in each seed's."""
-
-    def __init__(self, members: Sequence[Member], index: int, folder: Path) -> None:
-        super().__init__(runner.stage_folder(members[0].parts, index, folder))
-        self._members = [
-            StageCheckpoints(runner.stage_folder(m.parts, index, m.folder))
-            for m in members
-        ]
-
-    def save_best(self, step: int, state: PyTree, notes: dict[str, Any]) -> None:
-        """Saves the states of the seeds that got better."""
-        for number in notes[_IMPROVED]:
-            self._members[number].save_best(
-                step, _of_member(state, number), _own_notes(notes, number)
-            )
-
-    def keep_last(self, state: TrainState, notes: dict[str, Any]) -> None:
-        """Leaves each seed the state that its stage ended with."""
-        for number, checkpoints in enumerate(self._members):
-            own = _of_member(state, number)
-            checkpoints.save_last(int(own.step), own, _own_notes(notes, number))
-
-    def close(self) -> None:
-        """Ends Orbax's background threads."""
-        super().close()
-        for checkpoints in self._members:
-            checkpoints.close()
-
-
-def _own_notes(notes: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """What the loop of one seed would note, the time being its share of that of all."""
-    best = notes[_BEST]
-    return {
-        "best_accuracy": best[number],
-        "seconds": notes["seconds"] / len(best),
-    }
 
 
 def _keep_log(

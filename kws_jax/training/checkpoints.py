@@ -102,6 +102,10 @@ class StageCheckpoints:
         except Exception as error:
             raise self._cannot_read(self._last, step, error) from error
 
+    def best_step(self) -> int | None:
+        """The step of the best state; None where there is none."""
+        return self._best.latest_step()
+
     def last_path(self) -> str:
         """Where the newest checkpoint lies, for messages."""
         step = self._last.latest_step()

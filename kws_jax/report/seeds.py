@@ -27,6 +27,12 @@ _NOTE = (
     "on the same batches and test clips; what other clips would give is in the "
     "intervals of each seed's own report."
 )
+_MISSED = {
+    "frr@1fa/h": "missed at 1 false alarm an hour",
+    "frr@10fa/h": "missed at 10 false alarms an hour",
+}
+# More seeds than this are no longer told one by one in the terminal.
+_MOST_EACH = 5
 # Counts and sizes, which are no shares: what they are called, and how written.
 _SIZES: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", text.count),
@@ -52,7 +58,7 @@ def write_page(folder: Path, members: Sequence[Path]) -> None:
     run, lines = _read(folder)
     title = str(run.config.get("name") or "Keyword spotting")
     seeds = [member.name.removeprefix("seed-") for member in members]
-    heads = ["", "mean", "95 % interval", *(f"seed {seed}" for seed in seeds)]
+    heads = ["test accuracy", "mean", "95 % interval", *(f"seed {seed}" for seed in seeds)]
     links = [
         tag("a", f"seed {seed}", href=f"{member.name}/{FILE_NAME}")
         for seed, member in zip(seeds, members, strict=True)
@@ -83,10 +89,12 @@ def print_summary(folder: Path, members: Sequence[Path], console: Console) -> No
     table.add_column("test")
     table.add_column(f"mean of {len(members)} seeds", justify="right", style="bold")
     table.add_column("95 % interval", justify="right")
-    table.add_column("each", justify="right")
+    told = members if len(members) <= _MOST_EACH else ()
+    for member in told:
+        table.add_column(member.name, justify="right", style="dim")
     for line in lines:
-        each = ", ".join(line.each)
-        table.add_row(Text(line.name), line.mean, line.interval, each)
+        each = line.each[: len(told)]
+        table.add_row(Text(line.name), line.mean, line.interval, *each)
     console.print(table)
     report = Text.assemble(("report: ", "dim"), str(folder / FILE_NAME))
     console.print(report, soft_wrap=True)
@@ -102,9 +110,8 @@ def _lines(run: Run, each: Sequence[Sequence[float]]) -> Iterator[_Line]:
     for measure, values in zip(run.results, each, strict=True):
         if measure.metric == "accuracy" and measure.split == "test":
             yield _share(measure.condition, measure, values)
-        elif measure.metric.startswith("frr@"):
-            rate = measure.metric.removeprefix("frr@").removesuffix("fa/h")
-            name = f"{measure.condition}: missed at {rate} false alarms an hour"
+        elif measure.metric in _MISSED and measure.split == "test":
+            name = f"{measure.condition}: {_MISSED[measure.metric]}"
             yield _share(name, measure, values)
     last = run.final_stage
     for measure, values in zip(run.results, each, strict=True):

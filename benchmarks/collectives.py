@@ -5,7 +5,7 @@
 The steps of `benchmarks.train` and `benchmarks.search`, and one with data parameters,
 are compiled for fake devices; the program's own text then says which arrays are summed
 over all of them. Nothing is run, so the figures are exact and the same everywhere. What
-a pod makes of them is estimated in launch/README.md.
+a pod makes of them is estimated in launch/scaling.md.
 """
 
 import json

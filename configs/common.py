@@ -171,7 +171,8 @@ def tc_resnet_sgd() -> ConfigDict:
         {
             "name": "sgd",  # 'sgd' or 'adam'
             "learning_rate": 0.1,
-            # 'constant', 'cosine' (to final_learning_rate), 'step' (× step_factor at
+            # 'constant', 'cosine' (to final_learning_rate), 'rising_cosine' (from 0 to
+            # learning_rate), 'step' (× step_factor at
             # each of step_at, given as fractions of the stage) or 'epoch_step' (×
             # step_factor when so many epochs are over as step_epochs says).
             "schedule": "step",

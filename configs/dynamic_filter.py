@@ -20,8 +20,9 @@ by ten at each 10,000. L2 and dropout are those of TENet's code. The paper tests
 versions of Speech Commands with 12 labels: `--config.data.protocol=v1-12` or `v2-12`;
 the default is TFDS's own. It does not say which TENet it filters, nor how large the two
 other convolutions are and where they stand: here they filter the features too, at
-about the size of the dynamic filter. Any network takes a filter, in any config:
-`--config.front_filter.name=dynamic`. Small training sets are made by
+about the size of the dynamic filter. Other networks take one in their own config, as
+`configs/tc_resnet.py:8 --config.front_filter.name=dynamic`; searches of ProxylessNAS and
+acoustic_dnn do not. Small training sets are made by
 `--config.data.train_fraction=0.1`; the shares that the paper tries are not known here.
 
 The paper reports, without noise in training but the softly added background, accuracy

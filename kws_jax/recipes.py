@@ -23,7 +23,7 @@ _FIELDS = (
     "data_parameters",
 )
 # Schedules that are stretched over the stage, so that its length is part of them.
-_STRETCHED = ("cosine", "step")
+_STRETCHED = ("cosine", "rising_cosine", "step")
 
 
 def depends_on_length(optimizer: Mapping[str, Any]) -> bool:

@@ -135,8 +135,8 @@ def _pyroomacoustics() -> Any:
     except ImportError as error:
         raise UserError(
             "config.data.rooms = 'simulated' needs the package pyroomacoustics, the "
-            "extra 'rooms': pip install 'kws_jax[rooms]' (or pip install -e '.[rooms]' "
-            "in a copy of the repository), or give a folder of impulse responses"
+            "extra 'rooms': pip install -c constraints.txt -e '.[rooms]' in a copy of "
+            "the repository, or give a folder of impulse responses"
         ) from error
     return pyroomacoustics
 

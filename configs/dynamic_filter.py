@@ -21,8 +21,8 @@ versions of Speech Commands with 12 labels: `--config.data.protocol=v1-12` or `v
 the default is TFDS's own. It does not say which TENet it filters, nor how large the two
 other convolutions are and where they stand: here they filter the features too, at
 about the size of the dynamic filter. Other networks take one in their own config, as
-`configs/tc_resnet.py:8 --config.front_filter.name=dynamic`; searches of ProxylessNAS and
-acoustic_dnn do not. Small training sets are made by
+`configs/tc_resnet.py:8 --config.front_filter.name=dynamic`; acoustic_dnn and searches
+of ProxylessNAS do not. Small training sets are made by
 `--config.data.train_fraction=0.1`; the shares that the paper tries are not known here.
 
 The paper reports, without noise in training but the softly added background, accuracy

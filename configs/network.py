@@ -4,8 +4,8 @@
 
 Words after the colon: the network, tenet12 (default), tenet6, tenet12_narrow,
 tenet6_narrow, res15, res15_narrow, conv_mixer, mbconv or acoustic_dnn (TC-ResNets have
-the same recipe in configs/tc_resnet.py); and the size, paper (default), cpu or demo, as in
-configs/autokws.py. For fair comparisons of architectures, and to
+the same recipe in configs/tc_resnet.py); and the size, paper (default), cpu or demo, as
+in configs/autokws.py. For fair comparisons of architectures, and to
 begin with; no paper's own recipe but TC-ResNet's is here. The papers report on Speech
 Commands: TENet12 96.6 % (v1), res15 95.8 % (v1), ConvMixer 98.2 % (v2, 12 labels), the
 MBConv network that Peter et al. found 95.55 % (v1). What this project measures, and on

@@ -58,7 +58,8 @@ def write_page(folder: Path, members: Sequence[Path]) -> None:
     run, lines = _read(folder)
     title = str(run.config.get("name") or "Keyword spotting")
     seeds = [member.name.removeprefix("seed-") for member in members]
-    heads = ["test accuracy", "mean", "95 % interval", *(f"seed {seed}" for seed in seeds)]
+    each = [f"seed {seed}" for seed in seeds]
+    heads = ["test accuracy", "mean", "95 % interval", *each]
     links = [
         tag("a", f"seed {seed}", href=f"{member.name}/{FILE_NAME}")
         for seed, member in zip(seeds, members, strict=True)

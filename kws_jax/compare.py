@@ -61,13 +61,19 @@ class Row:
 
     @property
     def group(self) -> str:
-        """What the networks of one curve have in common: search and front end."""
+        """What the networks of one curve have in common: search and front end.
+
+        Networks whose layers the config names were found by no search of theirs.
+        """
         config = self.runs[0].config
         frontend = config.get("frontend") or {}
         sizes = ("num_filters", "num_coefficients", "num_mel")
         size = next((frontend[s] for s in sizes if s in frontend), "")
-        network = (config.get("search") or config["network"]).get("method")
-        name = network or config["network"]["name"]
+        network, search = config["network"], config.get("search")
+        name = network["name"]
+        if search:
+            given = network.get("genotype") or network.get("layers")
+            name = "given" if given else search["method"]
         return f"{name} {frontend.get('name', '')}{size}".rstrip()
 
     def values(self, metric: str, condition: str = "clean") -> list[float]:

@@ -120,3 +120,19 @@ def test_plot_shows_every_row_on_the_curve_of_its_network(tmp_path):
         assert f" {name}</span>" in page
     with pytest.raises(UserError, match="cannot be written"):
         compare.write_plot(rows, tmp_path / "nowhere" / "plot.html")
+
+
+def test_a_network_that_is_given_is_on_no_curve_of_a_search(tmp_path):
+    groups = []
+    for seed, (layers, search) in enumerate(
+        (("", True), ("E2K5,SKIP", True), ("E2K5,SKIP", False))
+    ):
+        run = make_run(tmp_path / f"{seed}", seed=seed, network="mbconv")
+        config = json.loads((run / "config.json").read_text())
+        config["network"]["layers"] = layers
+        config["frontend"] = {"name": "sinc", "num_filters": 60}
+        if search:
+            config["search"] = {"method": "proxyless"}
+        (run / "config.json").write_text(json.dumps(config))
+        groups += [row.group for row in compare.read_rows([run])]
+    assert groups == ["proxyless sinc60", "given sinc60", "mbconv sinc60"]

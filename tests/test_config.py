@@ -276,6 +276,14 @@ def test_short_searches_share_weights_and_the_paper_does_not(
     assert search.architecture_optimizer.learning_rate == architecture
 
 
+@pytest.mark.parametrize(
+    ("words", "rate"), [("joint,tc_resnet8", 1e-3), ("joint,acoustic_dnn", 1e-5)]
+)
+def test_states_have_a_smaller_rate_of_temperatures_than_words(words, rate):
+    (train,) = load(f"data_parameters:{words},cpu").stages
+    assert train.data_parameters.class_learning_rate == rate
+
+
 def test_another_number_of_stages_is_another_experiment():
     with pytest.raises(UserError, match="belongs to another experiment"):
         configs.check_same(load("tc_resnet:"), load("autokws:"), Path("x"))

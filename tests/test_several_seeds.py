@@ -12,10 +12,11 @@ from test_end_to_end import KEYWORDS, write_words
 from tiny_parts import killed_after_saving, tiny_config, tiny_parts
 
 from configs import tc_resnet
-from kws_jax import compare, predict, several_seeds
+from kws_jax import compare, several_seeds
 from kws_jax import config as configs
 from kws_jax.errors import UserError
 from kws_jax.evaluation.over_seeds import mean_interval, over_seeds
+from kws_jax.parts import load_setup
 from kws_jax.report import seeds as seeds_report
 from kws_jax.report.workdir import read_run
 from kws_jax.stages import dispatch, networks, seeds_at_once, train
@@ -297,9 +298,12 @@ def test_an_experiment_tells_means_and_leaves_a_workdir_for_each_seed(
     assert several_seeds.run(experiment_config, str(workdir)) == rows
     table = compare.read_rows([workdir])
     assert [len(row.runs) for row in table] == [2]
-    assert list(predict.predictions(workdir / "seed-2", [])) == []
+    network = dispatch.finished_network(
+        load_setup(workdir / "seed-2"), workdir / "seed-2"
+    )
+    assert network.labels == (*KEYWORDS, "_unknown_", "_silence_")
     with pytest.raises(UserError, match="seed-1"):
-        list(predict.predictions(workdir, []))
+        load_setup(workdir)
     with pytest.raises(UserError, match="seed-1"):
         configs.load_complete(workdir)
     experiment_config.seeds = 3

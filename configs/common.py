@@ -422,7 +422,7 @@ def base(name: str) -> ConfigDict:
         {
             "name": name,
             "seed": 0,
-            # So many networks, of seed, seed + 1, …, each in WORKDIR/seed-N; they hear
+            # So many networks, of seed, seed + 1, …, each in WORKDIR/seed-S; they hear
             # the same batches. The results are means with intervals over the seeds.
             "seeds": 1,
             # Whether stages of training train all seeds in one program: 'yes', 'no', or

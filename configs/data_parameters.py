@@ -64,8 +64,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train.condition.update(snr_db=(10.0, 5.0, 0.0, -5.0, -10.0), clean_fraction=0.5)
     train.data_parameters = common.data_parameters(mode)
     if name == "acoustic_dnn":
-        # Half of all frames are of the states of other words and of silence, whose
-        # temperatures fell to an eighth at the rate of the other networks: tested
+        # More than half of all frames are of other words and of silence, a state each,
+        # whose temperatures fell to an eighth at the rate of the other networks: tested
         # without temperatures, the network then took everything for keywords.
         train.data_parameters.class_learning_rate = 1e-5
     if chosen["size"] != "paper":

@@ -37,7 +37,6 @@ _BEFORE_FIELDS = {
     "batch_norm_of": scaling.GLOBAL,
     "search.nested": False,
     "seeds": 1,
-    "seeds_at_once": AUTO,
 }
 
 # Fields without which data cannot be opened, and that not all versions had.

@@ -21,6 +21,7 @@ from kws_jax.errors import UserError
 from kws_jax.evaluation.over_seeds import over_seeds
 from kws_jax.parts import Parts
 from kws_jax.report import seeds as seeds_report
+from kws_jax.report.page import FILE_NAME
 from kws_jax.stages import dispatch, seeds_at_once
 from kws_jax.stages.stacked_seeds import Member
 from kws_jax.training import preemption
@@ -46,15 +47,10 @@ def run(
     with contextlib.ExitStack() as held:
         held.enter_context(preemption.watched())
         lock = held.enter_context(WorkdirLock(folder))
-        at_once: set[int] = set()
         parts = experiment.prepare(
-            config,
-            folder,
-            lock,
-            arguments,
-            console,
-            check=lambda parts: at_once.update(_stages_at_once(parts, folder, console)),
+            config, folder, lock, arguments, console, check=_check_wish
         )
+        at_once = _stages_at_once(parts, folder, console)
         members = [
             Member(parts.of_seed(config.seed + number), own)
             for number, own in enumerate(configs.seed_folders(config, folder))
@@ -83,25 +79,17 @@ def run(
         means = over_seeds(finished)
         if together.is_first():
             write_json(folder / "results.json", means)
-            with saving(folder / seeds_report.FILE_NAME):
+            with saving(folder / FILE_NAME):
                 seeds_report.write_page(folder, [m.folder for m in members])
             seeds_report.print_summary(folder, [m.folder for m in members], console)
     return means
 
 
-def _stages_at_once(parts: Parts, folder: Path, console: Console) -> set[int]:
-    """Which stages train all seeds in one program; one that has begun goes on as it is.
-
-    Raises:
-      UserError: where the config asks for it and no stage can.
-    """
+def _check_wish(parts: Parts) -> None:
+    """Raises UserError where seeds are wanted at once and no stage can do it."""
     config = parts.config
-    wish = config.seeds_at_once
-    wanted = wish == configs.YES
-    if wish == configs.AUTO:
-        wanted = jax.default_backend() != "cpu"
     reasons = [seeds_at_once.obstacle(parts, i) for i in range(len(config.stages))]
-    if wish == configs.YES and all(reasons):
+    if config.seeds_at_once == configs.YES and all(reasons):
         told = "; ".join(
             f"stage {stage.name!r}: {reason}"
             for stage, reason in zip(config.stages, reasons, strict=True)
@@ -110,8 +98,19 @@ def _stages_at_once(parts: Parts, folder: Path, console: Console) -> set[int]:
             f"config.seeds_at_once = 'yes', and no stage can train {config.seeds} "
             f"seeds at once ({told}). Say 'no': one seed after the other."
         )
+
+
+def _stages_at_once(parts: Parts, folder: Path, console: Console) -> set[int]:
+    """Which stages train all seeds in one program; one that has begun goes on as it is.
+
+    Tells where that is not what the config, or the default, asks for.
+    """
+    wanted = parts.config.seeds_at_once == configs.YES
+    if parts.config.seeds_at_once == configs.AUTO:
+        wanted = jax.default_backend() != "cpu"
     chosen = set()
-    for index, (stage, reason) in enumerate(zip(config.stages, reasons, strict=True)):
+    for index, stage in enumerate(parts.config.stages):
+        reason = seeds_at_once.obstacle(parts, index)
         if reason:
             if wanted:
                 console.print(

@@ -72,6 +72,14 @@ def test_a_seed_of_an_earlier_version_is_in_the_row_of_its_experiment(tmp_path):
     assert [len(row.runs) for row in compare.read_rows(runs)] == [2, 1]
 
 
+def test_how_seeds_were_trained_makes_no_other_row(tmp_path):
+    runs = [make_run(tmp_path / f"{s}", seed=s) for s in (0, 1)]
+    for run, ways in zip(runs, ("yes", "auto")):
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"seeds_at_once": ways}))
+    assert [len(row.runs) for row in compare.read_rows(runs)] == [2]
+
+
 def test_rows_of_one_name_are_told_apart_by_their_folder(tmp_path):
     short = make_run(tmp_path / "short", seed=0)
     long = make_run(tmp_path / "long", seed=0)

@@ -167,9 +167,10 @@ def test_a_stage_of_another_kind_does_not_become_training_by_its_name():
         configs.check(config)
 
 
-def test_a_schedule_over_one_stage_cannot_go_on_in_the_next():
+@pytest.mark.parametrize("schedule", ["cosine", "rising_cosine", "step"])
+def test_a_schedule_over_one_stage_cannot_go_on_in_the_next(schedule):
     config = convmixer.get_config()
     for stage in config.stages:
-        stage.optimizer.schedule = "cosine"
+        stage.optimizer.schedule = schedule
     with pytest.raises(UserError, match=r"'continue' needs a learning rate that does"):
         configs.check(config)

@@ -7,6 +7,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 from test_end_to_end import KEYWORDS, write_words
 from tiny_parts import killed_after_saving, tiny_config, tiny_parts
@@ -171,6 +172,22 @@ def test_a_stage_that_has_begun_in_turn_is_seen(tmp_path):
     assert seeds_at_once.begun(parts, 0, tmp_path) is False
 
 
+@pytest.mark.parametrize("wish", configs.SEEDS_AT_ONCE)
+@pytest.mark.parametrize("begun", [None, "", "seed-5"])
+def test_a_stage_goes_on_as_it_began_whatever_is_asked_for(tmp_path, wish, begun):
+    parts = tiny_parts(config_of(seeds_at_once=wish), clips=CLIPS)
+    if begun is not None:
+        (tmp_path / begun / "stages" / "0-train" / "last" / "3").mkdir(parents=True)
+    chosen = several_seeds._stages_at_once(parts, tmp_path, Console(quiet=True))
+    # These tests run on a CPU, where auto takes seeds in turn.
+    asked = wish == "yes"
+    assert chosen == {
+        index
+        for index, at_once in enumerate((asked if begun is None else not begun, asked))
+        if at_once
+    }
+
+
 def test_optimisers_that_stand_at_different_steps_do_not_go_on_at_once():
     config = config_of()
     config.stages[0].stop.rule = "criterion"
@@ -274,7 +291,8 @@ def test_an_experiment_tells_means_and_leaves_a_workdir_for_each_seed(
     experiment_config.seeds_at_once = at_once
     configs.check(experiment_config)
     workdir = tmp_path / "run"
-    rows = several_seeds.run(experiment_config, str(workdir))
+    arguments = ["--config=x.py"]
+    rows = several_seeds.run(experiment_config, str(workdir), arguments)
     assert json.loads((workdir / "results.json").read_text()) == rows
     told = capsys.readouterr().out
     members = [read_run(workdir / name) for name in ("seed-1", "seed-2")]
@@ -295,9 +313,14 @@ def test_an_experiment_tells_means_and_leaves_a_workdir_for_each_seed(
         assert f'href="{name}/report.html"' in page
         assert (workdir / name / "report.html").exists()
     # What is done is not done again, and gives the same.
-    assert several_seeds.run(experiment_config, str(workdir)) == rows
-    table = compare.read_rows([workdir])
+    assert several_seeds.run(experiment_config, str(workdir), arguments) == rows
+    # A seed that is named twice counts once.
+    table = compare.read_rows([workdir, workdir / "seed-1"])
     assert [len(row.runs) for row in table] == [2]
+    command = json.loads((workdir / "seed-2" / "command.json").read_text())
+    assert command == ["--config=x.py", "--config.seed=2", "--config.seeds=1"]
+    again = f"--workdir=runs/{workdir.name}/seed-2-again"
+    assert again in (workdir / "seed-2" / "report.html").read_text()
     network = dispatch.finished_network(
         load_setup(workdir / "seed-2"), workdir / "seed-2"
     )

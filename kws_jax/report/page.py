@@ -14,11 +14,11 @@ from kws_jax.report import (
     tables,
     text,
 )
+from kws_jax.report.document import document
 from kws_jax.report.entropy import entropy
 from kws_jax.report.filters import filters
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.network_drawing import draw_network
-from kws_jax.report.style import CSS
 from kws_jax.report.workdir import Run, read_run
 
 FILE_NAME = "report.html"
@@ -52,9 +52,12 @@ def write_report(workdir: str | Path) -> Path:
     Raises:
       UserError: config.json or results.json is missing, or a file cannot be read.
     """
-    page = render(read_run(workdir))
-    path = Path(workdir) / FILE_NAME
-    unfinished = path.with_name(FILE_NAME + ".tmp")
+    return write_whole(Path(workdir) / FILE_NAME, render(read_run(workdir)))
+
+
+def write_whole(path: Path, page: str) -> Path:
+    """Writes a page whole or not at all; returns where it lies."""
+    unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(page, encoding="utf-8")
     unfinished.replace(path)
     return path
@@ -69,13 +72,6 @@ def render(run: Run) -> str:
     ]
     title = str(run.config.get("name") or "Keyword spotting")
     links = join(tag("a", title, href=f"#{name}") for name, title, _, _ in made)
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width,initial-scale=1"),
-        tag("title", f"{title} – report"),
-        tag("style", Markup(CSS)),
-    )
     main = tag(
         "main",
         tag("header", tag("h1", title), tag("p", summary(run), class_="lead")),
@@ -83,7 +79,7 @@ def render(run: Run) -> str:
         tag("nav", links, aria_label="Sections"),
         join(_section(*parts) for parts in made),
     )
-    return "<!doctype html>\n" + tag("html", head, tag("body", main), lang="en") + "\n"
+    return document(f"{title} – report", main)
 
 
 def summary(run: Run) -> Markup:

@@ -7,19 +7,16 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kws_jax.report import text
+from kws_jax.report import tables, text
+from kws_jax.report.document import document
 from kws_jax.report.markup import Markup, join, tag
-from kws_jax.report.page import FILE_NAME
-from kws_jax.report.style import CSS
+from kws_jax.report.page import FILE_NAME, write_whole
 from kws_jax.report.workdir import Measure, Run, read_run
-
-__all__ = ["FILE_NAME", "print_summary", "write_page"]
 
 _NOTE = (
     "Means over the seeds, with Student's 95 % interval of the mean, as far as it lies "
@@ -64,23 +61,16 @@ def write_page(folder: Path, members: Sequence[Path]) -> None:
         tag("a", f"seed {seed}", href=f"{member.name}/{FILE_NAME}")
         for seed, member in zip(seeds, members, strict=True)
     ]
-    body = tag(
+    main = tag(
         "main",
         tag("header", tag("h1", title), tag("p", f"{len(seeds)} seeds", class_="lead")),
         tag("nav", join(links), aria_label="Reports of the seeds"),
         tag("p", _NOTE, class_="note"),
         tag("div", _html_table(heads, lines), class_="scroll"),
-        tag("details", tag("summary", "config.json"), tag("pre", _dump(run))),
+        tables.config_details(run),
     )
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width,initial-scale=1"),
-        tag("title", f"{title} – {len(seeds)} seeds"),
-        tag("style", Markup(CSS)),
-    )
-    page = "<!doctype html>\n" + tag("html", head, tag("body", body), lang="en") + "\n"
-    (folder / FILE_NAME).write_text(page, encoding="utf-8")
+    page = document(f"{title} – {len(seeds)} seeds", main)
+    write_whole(folder / FILE_NAME, page)
 
 
 def print_summary(folder: Path, members: Sequence[Path], console: Console) -> None:
@@ -150,7 +140,3 @@ def _html_table(heads: Sequence[str], lines: Sequence[_Line]) -> Markup:
         for line in lines
     ]
     return tag("table", tag("thead", head), tag("tbody", join(rows)), class_="noise")
-
-
-def _dump(run: Run) -> Any:
-    return json.dumps(run.config, indent=2, ensure_ascii=False)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from kws_jax.report import text
 from kws_jax.report.chart import Chart, dot_key
+from kws_jax.report.document import document
 from kws_jax.report.markup import Markup, join, tag
-from kws_jax.report.style import CSS
 
 # Pixels of the radius of the network with the most operations.
 _RADIUS = 22.0
@@ -26,14 +26,8 @@ class Point:
 
 def page(points: Sequence[Point]) -> str:
     """The drawing as HTML text, without links to elsewhere or scripts."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("title", "Accuracy against size"),
-        tag("style", Markup(CSS)),
-    )
-    main = tag("main", tag("h1", "Accuracy against size"), draw(points))
-    return "<!doctype html>\n" + tag("html", head, tag("body", main), lang="en") + "\n"
+    title = "Accuracy against size"
+    return document(title, tag("main", tag("h1", title), draw(points)))
 
 
 def draw(points: Sequence[Point]) -> Markup:

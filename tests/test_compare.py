@@ -3,13 +3,14 @@ import json
 import numpy as np
 import pytest
 
-from kws_jax import compare
+from kws_jax.comparison import page, tables
+from kws_jax.comparison.rows import read_rows
 from kws_jax.errors import UserError
 
 LABEL = np.arange(100) % 4
 
 
-def make_run(folder, *, seed, network="tc_resnet8", right=90, noisy=0.5):
+def make_run(folder, *, seed, network="tc_resnet8", right=90, noisy=0.5, label=LABEL):
     folder.mkdir()
     config = {
         "name": "tc_resnet",
@@ -31,14 +32,24 @@ def make_run(folder, *, seed, network="tc_resnet8", right=90, noisy=0.5):
         row("accuracy", 0.41, "far clean"),
         row("accuracy", 0.3, "far seen 0 dB"),
         row("accuracy", 0.35, "far seen 20 dB"),
+        row("frr@1fa/h", 0.25),
+        row("frr@1fa/h", 0.99, split="validation"),
         row("parameters", 1000, split="train"),
         row("macs", 2_000_000, split="train"),
         row("seconds", 90, split="train"),
     ]
-    answers = np.where(np.arange(100) < right, LABEL, LABEL + 1)
+
+    def answers(share):
+        return np.where(np.arange(100) < 100 * share, label, label + 1)
+
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "results.json").write_text(json.dumps(rows))
-    np.savez(folder / "predictions.npz", label=LABEL, clean=answers)
+    conditions = {
+        "clean": answers(right / 100),
+        "unseen 0 dB": answers(noisy),
+        "unseen 20 dB": answers(noisy + 0.2),
+    }
+    np.savez(folder / "predictions.npz", label=label, **conditions)
     return folder
 
 
@@ -48,20 +59,21 @@ def cells(line):
 
 def test_seeds_of_one_experiment_are_one_row_with_mean_and_deviation(tmp_path):
     runs = [make_run(tmp_path / f"{s}", seed=s, right=r) for s, r in ((0, 90), (1, 94))]
-    lines = compare.table(compare.read_rows(runs), None).splitlines()
+    lines = tables.overview(read_rows(runs), None).splitlines()
     assert len(lines) == 3
     values = dict(zip(cells(lines[0]), cells(lines[2]), strict=True))
     assert values["network"] == "tc_resnet8 ×1.5"
     assert values["seeds"] == "2"
     assert values["clean, % (sd)"] == f"92.00 ({np.std([90, 94], ddof=1):.2f})"
     assert values["unseen noise, %"] == "60.00"
-    assert values["seen noise, %"] == "–"
     assert values["far clean, %"] == "41.00"
     assert values["far seen noise, %"] == "32.50"
-    assert values["far unseen noise, %"] == "–"
+    assert values["missed at 1 FA/h, %"] == "25.00 (0.00)"
     assert values["MACs"] == "2.00 M"
     assert values["train, min"] == "1.5"
-    assert values["search, min"] == "–"
+    # What no row has.
+    absent = ("seen noise, %", "far unseen noise, %", "search, min")
+    assert not set(absent) & set(values)
 
 
 def test_a_seed_of_an_earlier_version_is_in_the_row_of_its_experiment(tmp_path):
@@ -69,7 +81,7 @@ def test_a_seed_of_an_earlier_version_is_in_the_row_of_its_experiment(tmp_path):
     for run, norms in zip(runs[1:], ("global", "device")):
         config = json.loads((run / "config.json").read_text())
         (run / "config.json").write_text(json.dumps(config | {"batch_norm_of": norms}))
-    assert [len(row.runs) for row in compare.read_rows(runs)] == [2, 1]
+    assert [len(row.runs) for row in read_rows(runs)] == [2, 1]
 
 
 def test_how_seeds_were_trained_makes_no_other_row(tmp_path):
@@ -77,7 +89,7 @@ def test_how_seeds_were_trained_makes_no_other_row(tmp_path):
     for run, ways in zip(runs, ("yes", "auto")):
         config = json.loads((run / "config.json").read_text())
         (run / "config.json").write_text(json.dumps(config | {"seeds_at_once": ways}))
-    assert [len(row.runs) for row in compare.read_rows(runs)] == [2]
+    assert [len(row.runs) for row in read_rows(runs)] == [2]
 
 
 def test_rows_of_one_name_are_told_apart_by_their_folder(tmp_path):
@@ -86,7 +98,7 @@ def test_rows_of_one_name_are_told_apart_by_their_folder(tmp_path):
     config = json.loads((long / "config.json").read_text())
     config["stages"][0]["epochs"] = 50
     (long / "config.json").write_text(json.dumps(config))
-    rows = compare.read_rows([short, long])
+    rows = read_rows([short, long])
     assert [row.folders for row in rows] == [[short], [long]]
     assert [row.name for row in rows] == [
         "tc_resnet8 ×1.5 (short)",
@@ -99,8 +111,8 @@ def test_difference_to_the_baseline_is_that_of_the_means_and_its_interval_holds_
 ):
     base = make_run(tmp_path / "a", seed=0, right=80)
     better = make_run(tmp_path / "b", seed=0, right=95, network="tc_resnet14")
-    rows = compare.read_rows([base, better])
-    difference = cells(compare.table(rows, rows[0]).splitlines()[3])[-1]
+    rows = read_rows([base, better])
+    difference = cells(tables.overview(rows, rows[0]).splitlines()[3])[-1]
     assert difference.startswith("+15.00 (")
     low, high = map(float, difference.partition("(")[2].rstrip(")").split(" … "))
     # Binomial: 15 of 100 clips differ, all in one direction.
@@ -108,11 +120,49 @@ def test_difference_to_the_baseline_is_that_of_the_means_and_its_interval_holds_
     assert high == pytest.approx(15 + 1.96 * 100 * np.sqrt(0.15 * 0.85 / 100), abs=1.1)
 
 
+def test_noise_has_a_table_for_each_kind_with_differences_at_each_snr(tmp_path):
+    base = make_run(tmp_path / "a", seed=0, noisy=0.5)
+    better = make_run(tmp_path / "b", seed=0, noisy=0.6, network="tc_resnet14")
+    rows = read_rows([base, better])
+    near, far = tables.in_noise(rows, rows[0]).split("Far seen noise")
+    assert near.startswith("Unseen noise: accuracy, %; in points against tc_resnet8")
+    lines = [line for line in near.splitlines() if line.startswith("|")]
+    assert cells(lines[0]) == ["network", "clean", "20 dB", "0 dB", "mean of the noisy"]
+    assert cells(lines[2]) == ["tc_resnet8 ×1.5", "90.00", "70.00", "50.00", "60.00"]
+    told = cells(lines[3])
+    assert told[1] == "90.00, +0.00 (+0.00 … +0.00)"
+    assert told[2].startswith("80.00, +10.00 (")
+    assert told[3].startswith("60.00, +10.00 (")
+    assert told[4].startswith("70.00, +10.00 (")
+    # The answers far from the microphone were not kept.
+    assert "32.5" not in far
+    last = cells(far.strip().splitlines()[-1])
+    assert last == ["tc_resnet14 ×1.5", "–", "–", "–", "–"]
+
+
+def test_rows_of_other_clips_are_not_subtracted(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", seed=0),
+        make_run(tmp_path / "b", seed=0, network="tc_resnet14", label=LABEL[::-1]),
+    ]
+    rows = read_rows(runs)
+    assert cells(tables.overview(rows, rows[0]).splitlines()[3])[-1] == (
+        "other test clips"
+    )
+
+
+def test_answers_without_the_clean_clips_are_refused(tmp_path):
+    run = make_run(tmp_path / "a", seed=0)
+    np.savez(run / "predictions.npz", label=LABEL, clean=LABEL[:50])
+    with pytest.raises(UserError, match="no answers to the clean clips"):
+        read_rows([run])
+
+
 def test_workdir_without_results_is_refused(tmp_path):
     run = make_run(tmp_path / "a", seed=0)
     (run / "results.json").unlink()
     with pytest.raises(UserError, match=r"results\.json"):
-        compare.read_rows([run])
+        read_rows([run])
 
 
 def test_plot_shows_every_row_on_the_curve_of_its_network(tmp_path):
@@ -120,14 +170,17 @@ def test_plot_shows_every_row_on_the_curve_of_its_network(tmp_path):
         make_run(tmp_path / "a", seed=0),
         make_run(tmp_path / "b", seed=0, network="tc_resnet14", right=80),
     ]
-    rows = compare.read_rows(runs)
-    compare.write_plot(rows, tmp_path / "plot.html")
-    page = (tmp_path / "plot.html").read_text()
+    rows = read_rows(runs)
+    page.write(rows, tmp_path / "plot.html")
+    page_ = (tmp_path / "plot.html").read_text()
     for name, accuracy in (("tc_resnet8", "90.00"), ("tc_resnet14", "80.00")):
-        assert f"{name} ×1.5: {accuracy} %, 1,000 parameters, 2.00 M" in page
-        assert f" {name}</span>" in page
+        assert f"{name} ×1.5: {accuracy} %, 1,000 parameters, 2.00 M" in page_
+        assert f" {name}</span>" in page_
+    # A panel of noise with both; where each row is in it.
+    assert page_.count("<figure>") == 2
+    assert "tc_resnet14 ×1.5, 0 dB: 50.00 %" in page_
     with pytest.raises(UserError, match="cannot be written"):
-        compare.write_plot(rows, tmp_path / "nowhere" / "plot.html")
+        page.write(rows, tmp_path / "nowhere" / "plot.html")
 
 
 def test_a_network_that_is_given_is_on_no_curve_of_a_search(tmp_path):
@@ -142,5 +195,5 @@ def test_a_network_that_is_given_is_on_no_curve_of_a_search(tmp_path):
         if search:
             config["search"] = {"method": "proxyless"}
         (run / "config.json").write_text(json.dumps(config))
-        groups += [row.group for row in compare.read_rows([run])]
+        groups += [row.group for row in read_rows([run])]
     assert groups == ["proxyless sinc60", "given sinc60", "mbconv sinc60"]

@@ -17,7 +17,7 @@ from fuzzing import refusal
 from tensorflow_datasets.core.download import extractor, resource
 from test_report import edit, make_workdir
 
-from kws_jax import compare
+from kws_jax.comparison.rows import read_rows
 from kws_jax.data import speech_commands_builder as builders
 from kws_jax.data import store
 from kws_jax.report.page import write_report
@@ -121,7 +121,7 @@ def test_nothing_that_is_pickled_is_ever_loaded(tmp_path):
     (workdir / "embeddings.npz").unlink()
     edit(workdir, "config.json", lambda config: config["data"].update(seed=0))
     (workdir / "predictions.npz").write_bytes(pickle.dumps(objects))
-    told = refusal(compare.read_rows, [workdir])
+    told = refusal(read_rows, [workdir])
     assert "predictions.npz cannot be read" in told
     clip = ("yes/a.wav", "yes", "a", "train", np.ones(9, np.int16))
     place = tmp_path / "store"

@@ -13,8 +13,9 @@ from test_end_to_end import KEYWORDS, write_words
 from tiny_parts import killed_after_saving, tiny_config, tiny_parts
 
 from configs import tc_resnet
-from kws_jax import compare, several_seeds
 from kws_jax import config as configs
+from kws_jax import several_seeds
+from kws_jax.comparison.rows import read_rows
 from kws_jax.errors import UserError
 from kws_jax.evaluation.over_seeds import mean_interval, over_seeds
 from kws_jax.parts import load_setup
@@ -315,7 +316,7 @@ def test_an_experiment_tells_means_and_leaves_a_workdir_for_each_seed(
     # What is done is not done again, and gives the same.
     assert several_seeds.run(experiment_config, str(workdir), arguments) == rows
     # A seed that is named twice counts once.
-    table = compare.read_rows([workdir, workdir / "seed-1"])
+    table = read_rows([workdir, workdir / "seed-1"])
     assert [len(row.runs) for row in table] == [2]
     command = json.loads((workdir / "seed-2" / "command.json").read_text())
     assert command == ["--config=x.py", "--config.seed=2", "--config.seeds=1"]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from kws_jax.report.markup import Markup, join, tag
 
 Point = tuple[float, float]
+# Colours of curves in the style sheet: c0, c1, …
+_COLOURS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +166,12 @@ def svg(
 def path_of(points: Iterable[Point]) -> str:
     """SVG path data of a polyline through pixel positions."""
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+
+
+def curve_class(number: int) -> str:
+    """The CSS classes of a curve: a colour, and from the seventh curve on dashes."""
+    colour = f"c{number % _COLOURS}"
+    return colour if number < _COLOURS else f"{colour} again"
 
 
 def dot_key(class_: str, name: str) -> Markup:

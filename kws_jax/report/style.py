@@ -49,9 +49,10 @@ text.name{font-weight:600}
 .band{stroke:none;opacity:.16}
 .c0,.train,.k7{--c:var(--blue)}.c1,.validation,.k3{--c:var(--orange)}
 .c2,.k5{--c:var(--green)}.c3,.k9{--c:var(--purple)}
+.c4{--c:var(--yellow)}.c5{--c:var(--ink)}
 .clean,.skip{--c:var(--grey)}.k0{--c:var(--yellow)}.plain{--c:var(--ink)}
 .line,.tap{stroke:var(--c)}.dot,.band,.tap{fill:var(--c)}text.name{fill:var(--c)}
-.line.clean{stroke-dasharray:7 4}
+.line.clean{stroke-dasharray:7 4}.line.again{stroke-dasharray:2 4}
 .line.squeeze{stroke-dasharray:5 3}.line.chosen{stroke-width:4}
 .line.bold{stroke-width:3.4}.line.each{stroke-width:1.1;opacity:.75}
 .multiples .line.train{stroke-width:1.4}

@@ -1,12 +1,11 @@
-"""Accuracy against size of several networks, on a page of its own."""
+"""Accuracy against size of several networks."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 
 from kws_jax.report import text
-from kws_jax.report.chart import Chart, dot_key
-from kws_jax.report.document import document
+from kws_jax.report.chart import Chart, curve_class, dot_key
 from kws_jax.report.markup import Markup, join, tag
 
 # Pixels of the radius of the network with the most operations.
@@ -22,12 +21,6 @@ class Point:
     parameters: float
     macs: float
     accuracy: float
-
-
-def page(points: Sequence[Point]) -> str:
-    """The drawing as HTML text, without links to elsewhere or scripts."""
-    title = "Accuracy against size"
-    return document(title, tag("main", tag("h1", title), draw(points)))
 
 
 def draw(points: Sequence[Point]) -> Markup:
@@ -48,8 +41,8 @@ def draw(points: Sequence[Point]) -> Markup:
     groups = list(dict.fromkeys(point.group for point in points))
     for number, group in enumerate(groups):
         own = [point for point in points if point.group == group]
-        _curve(chart, own, f"c{number % 4}", largest)
-    keys = [dot_key(f"c{n % 4}", group) for n, group in enumerate(groups)]
+        _curve(chart, own, curve_class(number), largest)
+    keys = [dot_key(curve_class(n), group) for n, group in enumerate(groups)]
     note = (
         f"Area: multiply-adds of a clip, {text.millions(largest)} for the largest dot."
     )
@@ -59,7 +52,8 @@ def draw(points: Sequence[Point]) -> Markup:
 def _curve(chart: Chart, points: Sequence[Point], class_: str, largest: float) -> None:
     ordered = sorted(points, key=lambda point: point.parameters)
     places = [(p.parameters / 1000, 100 * p.accuracy) for p in ordered]
-    if len(places) > 1:
+    # Networks of one size are no curve.
+    if len({x for x, _ in places}) == len(places) > 1:
         chart.line(places, class_)
     for point, place in zip(ordered, places):
         x, y = chart.at(place)

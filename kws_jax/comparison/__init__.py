@@ -1,0 +1,1 @@
+"""Several experiments beside each other: rows, tables and drawings."""

@@ -1,0 +1,191 @@
+"""The rows of a comparison: what the seeds of one experiment have measured."""
+
+import dataclasses
+import json
+import statistics
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from kws_jax import config as configs
+from kws_jax.errors import UserError
+from kws_jax.evaluation.metrics import paired_bootstrap
+from kws_jax.report.workdir import Run, read_run
+
+# In what the runs of one row may differ.
+_OF_A_SEED = ("seed", "data.seed", "seeds_at_once")
+# Measures of the network that was trained, not of its test.
+_OF_TRAINING = ("parameters", "macs", "seconds")
+# A difference, and its 95 % interval, as fractions.
+Difference = tuple[float, tuple[float, float]]
+
+
+@dataclasses.dataclass
+class Row:
+    """The runs of one experiment under several seeds."""
+
+    name: str
+    named: Path  # the first folder that was given for it
+    folders: list[Path]
+    runs: list[Run]
+    # Of each run: condition -> was each clip answered right?  bool [n].
+    correct: list[Mapping[str, np.ndarray]]
+    labels: list[np.ndarray]  # int [n] of each run
+
+    @property
+    def group(self) -> str:
+        """What the networks of one curve have in common: search and front end.
+
+        Networks whose layers the config names were found by no search of theirs.
+        """
+        config = self.runs[0].config
+        frontend = config.get("frontend") or {}
+        sizes = ("num_filters", "num_coefficients", "num_mel")
+        size = next((frontend[s] for s in sizes if s in frontend), "")
+        network, search = config["network"], config.get("search")
+        name = network["name"]
+        if search:
+            given = network.get("genotype") or network.get("layers")
+            name = "given" if given else search["method"]
+        return f"{name} {frontend.get('name', '')}{size}".rstrip()
+
+    def values(self, metric: str, condition: str = "clean") -> list[float]:
+        """A measure of the last stage's network in each run."""
+        stage = str(self.runs[0].config["stages"][-1]["name"])
+        return [
+            m.value
+            for run in self.runs
+            for m in run.results
+            if (m.metric, m.condition, m.stage) == (metric, condition, stage)
+            and (m.split == "test" or metric in _OF_TRAINING)
+        ]
+
+    def kinds(self) -> dict[str, list[float]]:
+        """Kind of noise ("seen", …, "far unseen") -> its SNRs in dB, rising."""
+        return {
+            kind: [snr for snr, _ in curve]
+            for kind, curve in self.runs[0].noise().items()
+        }
+
+    def in_noise(self, kind: str) -> list[float]:
+        """Accuracy over all SNRs of a kind of noise, one mean for each run."""
+        curves = [run.noise().get(kind, []) for run in self.runs]
+        return [statistics.fmean(m.value for _, m in c) for c in curves if c]
+
+    def seconds(self, *, last: bool) -> list[float]:
+        """Training time of the last stage, or of all before it, in each run."""
+        totals = []
+        for run in self.runs:
+            final = str(run.config["stages"][-1]["name"])
+            parts = [m.value for m in run.seconds() if (m.stage == final) == last]
+            totals.append(sum(parts))
+        return totals
+
+    def same_clips(self, other: "Row") -> bool:
+        """Whether all runs of both were tested on the same clips."""
+        labels = self.labels + other.labels
+        return all(np.array_equal(labels[0], label) for label in labels)
+
+    def share_right(self, conditions: Sequence[str]) -> np.ndarray | None:
+        """How often each clip was answered right over runs and conditions, [n].
+
+        None where a run was not tested in one of them, or on other clips.
+        """
+        missing = any(c not in right for right in self.correct for c in conditions)
+        if missing or not self.same_clips(self):
+            return None
+        every = [right[c] for right in self.correct for c in conditions]
+        return np.mean(every, axis=0)
+
+    def difference(
+        self, other: "Row", conditions: Sequence[str] = ("clean",)
+    ) -> Difference | None:
+        """By how much this row is more often right, by a paired bootstrap over clips.
+
+        The interval does not hold the spread of the seeds. None where the two were not
+        tested on the same clips in these conditions.
+        """
+        if not self.same_clips(other):
+            return None
+        a, b = self.share_right(conditions), other.share_right(conditions)
+        return None if a is None or b is None else paired_bootstrap(a, b)
+
+
+def read_rows(workdirs: Sequence[Path]) -> list[Row]:
+    """The rows of the table, in the order in which they are first named.
+
+    Raises:
+      UserError: for a workdir without results.
+    """
+    rows: dict[str, Row] = {}
+    for named, folder in folders_of(workdirs):
+        fields = configs.fields(configs.load_workdir(folder))
+        same = {n: v for n, v in fields.items() if n not in _OF_A_SEED}
+        key = json.dumps(same, sort_keys=True)
+        row = rows.setdefault(key, Row(_name(folder), named, [], [], [], []))
+        row.folders.append(folder)
+        row.runs.append(read_run(folder))
+        label, correct = _answers(folder / "predictions.npz")
+        row.labels.append(label)
+        row.correct.append(correct)
+    names = [row.name for row in rows.values()]
+    for row in rows.values():
+        if names.count(row.name) > 1:
+            row.name += f" ({row.named.name})"
+    return list(rows.values())
+
+
+def folders_of(workdirs: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+    """Each workdir with that of its network, or in turn of its seeds' networks.
+
+    None twice, however often and however it is named.
+    """
+    seen = set()
+    for named in workdirs:
+        for folder in configs.seed_folders(configs.load_workdir(named), named):
+            if folder.resolve() not in seen:
+                seen.add(folder.resolve())
+                yield named, folder
+
+
+def _answers(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The labels of the test clips, and which were answered right in each condition."""
+    try:
+        with np.load(path, allow_pickle=False) as answers:
+            label = answers["label"]
+            right = {
+                name: np.asarray(answers[name] == label)
+                for name in answers.files
+                if answers[name].shape == label.shape and name != "label"
+            }
+        if "clean" not in right:
+            raise ValueError("it has no answers to the clean clips")
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): run `python -m kws_jax.main` with this "
+            "workdir to its end, or leave the workdir out"
+        ) from error
+    return label, right
+
+
+def _name(folder: Path) -> str:
+    config = configs.load_workdir(folder)
+    name = _network_name(config)
+    front = config.get("front_filter", {}).get("name", "none")
+    return name if front == "none" else f"{front} > {name}"
+
+
+def _network_name(config: ConfigDict) -> str:
+    if "search" in config:
+        kinds = {stage.kind for stage in config.stages}
+        given = config.network.get("genotype") or config.network.get("layers")
+        if given:
+            return str(given)
+        method = "random" if "random_search" in kinds else str(config.search.method)
+        filters = config.frontend.get("num_filters") if "frontend" in config else None
+        return f"{method} {config.frontend.name}{filters}" if filters else method
+    width = config.network.get("width", 1.0)
+    return f"{config.network.name} ×{width:g}"

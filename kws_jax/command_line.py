@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from kws_jax import config as configs
 from kws_jax import distributed, runtime
 from kws_jax.errors import Interrupted, UserError
+from kws_jax.workdirs import folder_of
 
 
 def stop(message: object) -> NoReturn:
@@ -83,7 +84,7 @@ def define_groups(argv: list[str], groups: Sequence[str]) -> None:
     workdir = value_of("workdir", argv)
     if not workdir:
         return
-    stored = configs.load_complete(Path(workdir))
+    stored = configs.load_complete(folder_of(workdir))
     for argument in argv:
         if re.match(r"--?config\b", argument):
             known = " and ".join(f"--{group}.FIELD=VALUE" for group in groups)
@@ -108,12 +109,13 @@ def stored_experiment(
         raise UserError(f"Unexpected arguments {argv[1:]}; all options begin with --.")
     if not workdir:
         raise UserError("Give --workdir=DIR, the folder of a finished experiment.")
-    config = configs.load_complete(Path(workdir))
+    folder = folder_of(workdir)
+    config = configs.load_complete(folder)
     for group in groups:
         config[group] = flags.FLAGS[group].value
     configs.check(config)
     runtime.configure(config.data.cache_dir)
-    return config, Path(workdir)
+    return config, folder
 
 
 def value_of(flag: str, argv: list[str]) -> str:

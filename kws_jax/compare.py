@@ -19,6 +19,7 @@ from kws_jax import command_line
 from kws_jax.comparison import page, tables
 from kws_jax.comparison.rows import folders_of, read_rows
 from kws_jax.errors import UserError
+from kws_jax.workdirs import folder_of
 
 _BASELINE = flags.DEFINE_string(
     "baseline", "", "Workdir whose row the others are compared with."
@@ -33,10 +34,10 @@ def main(argv: list[str]) -> None:
     """Reads the workdirs and prints the tables."""
     if not argv[1:]:
         raise UserError("Give the workdirs of finished experiments.")
-    rows = read_rows([Path(folder) for folder in argv[1:]])
+    rows = read_rows([folder_of(folder) for folder in argv[1:]])
     baseline = None
     if _BASELINE.value:
-        _, first = next(folders_of([Path(_BASELINE.value)]))
+        _, first = next(folders_of([folder_of(_BASELINE.value)]))
         baseline = next((row for row in rows if first in row.folders), None)
         if baseline is None:
             raise UserError(f"--baseline={_BASELINE.value} is not among the workdirs.")

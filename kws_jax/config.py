@@ -244,7 +244,7 @@ def load_workdir(workdir: Path) -> ConfigDict:
     Raises:
       UserError: where there is none, or it cannot be read.
     """
-    path = Path(workdir) / "config.json"
+    path = workdir / "config.json"
     if not path.is_file():
         raise UserError(
             f"--workdir={workdir} holds no experiment (there is no config.json); give "
@@ -276,7 +276,7 @@ def load_single(workdir: Path) -> ConfigDict:
       UserError: where there is none, it cannot be read, or it is that of several seeds.
     """
     config = load_workdir(workdir)
-    folders = seed_folders(config, Path(workdir))
+    folders = seed_folders(config, workdir)
     if len(folders) > 1:
         raise UserError(
             f"--workdir={workdir} holds {len(folders)} networks, one for each seed; "

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -31,8 +30,9 @@ from kws_jax.stages import (
     runner,
 )
 from kws_jax.training import preemption
-from kws_jax.training.checkpoints import saving, write_json, write_text
-from kws_jax.training.workdir_lock import WorkdirLock, local_folder
+from kws_jax.training.checkpoints import saving, write_arrays, write_json, write_text
+from kws_jax.training.workdir_lock import WorkdirLock
+from kws_jax.workdirs import folder_of
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
     """
     console = Console(highlight=False)
     logging.set_verbosity(logging.ERROR)
-    folder = local_folder(workdir)
+    folder = folder_of(workdir)
     with preemption.watched(), WorkdirLock(folder) as lock:
         return _run(config, folder, lock, arguments, console)
 
@@ -275,9 +275,7 @@ def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any
             folder / "evaluation.json",
             {"labels": parts.labels, "confusion": confusion},
         )
-        arrays: dict[str, Any] = dict(predictions)
-        with saving(folder / "predictions.npz"):
-            np.savez_compressed(folder / "predictions.npz", **arrays)
+        write_arrays(folder / "predictions.npz", predictions)
     if embeddings.asked_for(parts.config):
         rows += embeddings.measure(parts, network, folder if write else None)
     return rows

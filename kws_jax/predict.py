@@ -15,6 +15,7 @@ from absl import flags, logging
 from kws_jax import command_line, runtime
 from kws_jax import config as configs
 from kws_jax.errors import UserError
+from kws_jax.workdirs import folder_of
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished experiment.")
 
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
 
     if not _WORKDIR.value or not argv[1:]:
         raise UserError("Give --workdir=DIR and at least one audio file or folder.")
-    workdir = Path(_WORKDIR.value)
+    workdir = folder_of(_WORKDIR.value)
     config = configs.load_single(workdir)
     files = find_files(argv[1:])
     runtime.configure(config.data.cache_dir)

@@ -26,7 +26,8 @@ from kws_jax.stages import dispatch, seeds_at_once
 from kws_jax.stages.stacked_seeds import Member
 from kws_jax.training import preemption
 from kws_jax.training.checkpoints import saving, write_json
-from kws_jax.training.workdir_lock import WorkdirLock, local_folder
+from kws_jax.training.workdir_lock import WorkdirLock
+from kws_jax.workdirs import folder_of
 
 
 def run(
@@ -43,7 +44,7 @@ def run(
     """
     console, quiet = Console(highlight=False), Console(quiet=True)
     logging.set_verbosity(logging.ERROR)
-    folder = local_folder(workdir)
+    folder = folder_of(workdir)
     with contextlib.ExitStack() as held:
         held.enter_context(preemption.watched())
         lock = held.enter_context(WorkdirLock(folder))

@@ -14,7 +14,9 @@ launch/tpu_pod.sh NAME --zone=ZONE [options] -- ARGUMENTS OF kws_jax.main
   --spot                a new slice that may be taken away
   --python=COMMAND      3.11 or newer, installed with apt where it is missing; python3.11
   --nfs=HOST:/SHARE     mounted on all workers at /mnt/kws_jax, for the workdir and the
-                        data; a slice of several workers needs it, a single one does not
+                        data
+  --bucket=gs://…       for the workdir, gs://…/NAME; a slice of several workers needs
+                        this or --nfs, a single one does not
   --fetch=FOLDER        gets the results on this machine, in FOLDER/NAME; runs
   --delete              delete the slice afterwards (else you are reminded of it)
   --dry-run             print every command and run none
@@ -30,7 +32,7 @@ fail() {
 }
 
 name="" zone="" project="" accelerator=v5litepod-8 version=v2-alpha-tpuv5-lite spot=""
-python=python3.11 nfs="" fetch=runs delete="" dry_run=""
+python=python3.11 nfs="" bucket="" extras=tpu fetch=runs delete="" dry_run=""
 
 while (($#)); do
   case "$1" in
@@ -41,6 +43,7 @@ while (($#)); do
     --spot) spot=yes ;;
     --python=*) python=${1#*=} ;;
     --nfs=*) nfs=${1#*=} ;;
+    --bucket=gs://*) bucket=${1#*=} extras=tpu,gcs ;;
     --fetch=*) fetch=${1#*=} ;;
     --delete) delete=yes ;;
     --dry-run) dry_run=yes ;;
@@ -70,6 +73,9 @@ workdir=runs/$name fetch_from=kws_jax/runs/$name
 if [[ -n $nfs ]]; then
   workdir=/mnt/kws_jax/runs/$name
   fetch_from=$workdir
+fi
+if [[ -n $bucket ]]; then
+  workdir=${bucket%/}/$name
 fi
 
 # Runs a command, or prints it.
@@ -110,7 +116,7 @@ command -v $python >/dev/null ||
   { sudo apt-get update -q && sudo apt-get install -qy $python $python-venv; }
 cd kws_jax
 [ -d .venv ] || $python -m venv .venv
-.venv/bin/python -m pip install --quiet -c constraints.txt '.[tpu]'"
+.venv/bin/python -m pip install --quiet -c constraints.txt '.[$extras]'"
 }
 
 mount_share() {
@@ -144,12 +150,18 @@ install
 cluster=auto
 if [[ -n $nfs ]]; then
   mount_share
+fi
+if [[ -n $nfs$bucket ]]; then
   cluster=tpu
 fi
 code=0
 train "$@" || code=$?
 run mkdir -p "$fetch"
-tpu scp --recurse "$name:$fetch_from" "$fetch" --worker=0
+if [[ -n $bucket ]]; then
+  run gcloud storage cp --recursive "$workdir" "$fetch"
+else
+  tpu scp --recurse "$name:$fetch_from" "$fetch" --worker=0
+fi
 if [[ -n $delete ]]; then
   tpu delete "$name" --quiet
 else

@@ -118,6 +118,23 @@ def test_a_dry_run_prints_what_a_run_calls_and_calls_nothing(stand_ins, tmp_path
     assert calls(folder, "gcloud") == called * 2
 
 
+def test_a_bucket_holds_the_workdir_and_is_what_is_fetched(stand_ins, tmp_path):
+    folder = stand_ins("gcloud", "git", "rm", codes={})
+    options = ("pod", "--zone=z", f"--fetch={tmp_path}/got", "--bucket=gs://b/runs/")
+    done = tpu_pod(folder, *options)
+    assert done.returncode == 0, done.stderr
+    made = calls(folder, "gcloud")
+    fetched = ["gcloud", "storage", "cp", "--recursive", "gs://b/runs/pod"]
+    assert made[-1] == [*fetched, f"{tmp_path}/got"]
+    install, command = remote_commands(made)
+    assert "'.[tpu,gcs]'" in install
+    assert f"{distributed.VARIABLES['cluster']}=tpu" in command
+    words = shlex.split(command.partition("kws_jax.main")[2])
+    assert words == [*ARGUMENTS, "--workdir=gs://b/runs/pod"]
+    # A folder is no bucket.
+    assert tpu_pod(folder, "pod", "--zone=z", "--bucket=b/runs").returncode == 2
+
+
 def test_every_worker_gets_the_arguments_as_they_were_given(stand_ins, tmp_path):
     folder = stand_ins("gcloud", "git", "rm", codes={})
     done = tpu_pod(folder, "pod", "--zone=z", f"--fetch={tmp_path}/got")

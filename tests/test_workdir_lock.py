@@ -71,6 +71,6 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
         assert "without locks" in capsys.readouterr().err
 
 
-def test_an_address_is_no_folder():
-    with pytest.raises(UserError, match="gs://bucket/run is an address"):
-        experiment.run(tc_resnet.get_config("8"), "gs://bucket/run")
+def test_an_address_of_another_kind_is_no_folder():
+    with pytest.raises(UserError, match="s3://bucket/run is an address"):
+        experiment.run(tc_resnet.get_config("8"), "s3://bucket/run")

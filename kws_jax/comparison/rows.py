@@ -14,6 +14,7 @@ from kws_jax import config as configs
 from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import paired_bootstrap
 from kws_jax.report.workdir import Run, read_run
+from kws_jax.workdirs import in_bucket, read_arrays
 
 # In what the runs of one row may differ.
 _OF_A_SEED = ("seed", "data.seed", "seeds_at_once")
@@ -146,21 +147,22 @@ def folders_of(workdirs: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     seen = set()
     for named in workdirs:
         for folder in configs.seed_folders(configs.load_workdir(named), named):
-            if folder.resolve() not in seen:
-                seen.add(folder.resolve())
+            place = str(folder) if in_bucket(folder) else str(folder.resolve())
+            if place not in seen:
+                seen.add(place)
                 yield named, folder
 
 
 def _answers(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The labels of the test clips, and which were answered right in each condition."""
     try:
-        with np.load(path, allow_pickle=False) as answers:
-            label = answers["label"]
-            right = {
-                name: np.asarray(answers[name] == label)
-                for name in answers.files
-                if answers[name].shape == label.shape and name != "label"
-            }
+        answers = read_arrays(path)
+        label = answers.pop("label")
+        right = {
+            name: np.asarray(answer == label)
+            for name, answer in answers.items()
+            if answer.shape == label.shape
+        }
         if "clean" not in right:
             raise ValueError("it has no answers to the clean clips")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -1,6 +1,9 @@
 """An experiment's artefact: written, run on test clips, and compared."""
 
+import contextlib
 import dataclasses
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from kws_jax.deploy.inference import Inference, load_inference
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import as_float
 from kws_jax.parts import Parts
-from kws_jax.training.checkpoints import saving, write_json
+from kws_jax.training.checkpoints import saving, write_bytes, write_json
+from kws_jax.workdirs import in_bucket
 
 FOLDER = "export"
 # Training clips that ranges are measured on.
@@ -48,20 +52,21 @@ def export(
     )
     path = folder / FOLDER / request.file_name
     writer = writer_of(request.format)
-    with saving(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writer.write(inference, request, path)
-    artefact = writer.load(path)
-    audio, truth = _clips(parts, _evenly(parts.task.test, clips))
-    measures = check.compare(
-        artefact.run(_inputs(inference, request.input, audio)),
-        _probabilities(inference, audio),
-        truth,
-    )
+    with _on_this_machine(path) as local:
+        with saving(path):
+            local.parent.mkdir(parents=True, exist_ok=True)
+            writer.write(inference, request, local)
+        artefact, size = writer.load(local), local.stat().st_size
+        audio, truth = _clips(parts, _evenly(parts.task.test, clips))
+        measures = check.compare(
+            artefact.run(_inputs(inference, request.input, audio)),
+            _probabilities(inference, audio),
+            truth,
+        )
     allowed = check.tolerance_of(inference, request)
     told = {
         "artefact": path.name,
-        "bytes": path.stat().st_size,
+        "bytes": size,
         **measures,
         "tolerance": dataclasses.asdict(allowed),
         "metadata": artefact.metadata,
@@ -70,6 +75,18 @@ def export(
     _print(told, path, console)
     check.refuse_mismatch(measures, allowed, path)
     return told
+
+
+@contextlib.contextmanager
+def _on_this_machine(path: Path) -> Iterator[Path]:
+    """Where a file is made and read that is to lie at `path`, a bucket perhaps."""
+    if not in_bucket(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as place:
+        local = Path(place) / path.name
+        yield local
+        write_bytes(path, local.read_bytes())
 
 
 def _print(told: dict[str, Any], path: Path, console: Console) -> None:

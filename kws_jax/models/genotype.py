@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kws_jax.errors import UserError, nearest
+from kws_jax.workdirs import folder_of
 
 SKIP = "SKIP"
 KERNELS = (3, 5, 7, 9)
@@ -113,7 +114,7 @@ def load_genotype(name_or_path: str | pathlib.Path) -> Genotype:
     known = published()
     if str(name_or_path) in known:
         return known[str(name_or_path)]
-    path = pathlib.Path(name_or_path)
+    path = folder_of(name_or_path)
     try:
         text = path.read_text()
     except (OSError, ValueError) as error:

@@ -6,7 +6,6 @@ Architecture Search and Quantization", ICASSP 2022 (arXiv 2104.06666), Table 1.
 
 import functools
 import json
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from kws_jax.models.layers import (
     symmetric_padding,
 )
 from kws_jax.ops.pointwise import pointwise_conv
+from kws_jax.workdirs import folder_of
 
 SKIP = "SKIP"
 EXPANSIONS, KERNELS = (1, 2, 3, 4, 5, 6), (3, 5, 7)
@@ -92,7 +92,7 @@ def load_layers(name_or_path: str) -> tuple[str, ...]:
         layers = tuple(word.strip() for word in name_or_path.split(","))
     else:
         try:
-            fields = json.loads(pathlib.Path(name_or_path).read_text())
+            fields = json.loads(folder_of(name_or_path).read_text())
             layers = tuple(operation for (operation,) in fields["layers"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(

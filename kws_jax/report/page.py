@@ -20,6 +20,7 @@ from kws_jax.report.filters import filters
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.network_drawing import draw_network
 from kws_jax.report.workdir import Run, read_run
+from kws_jax.workdirs import folder_of, write_whole
 
 FILE_NAME = "report.html"
 _SOURCES = {
@@ -52,14 +53,8 @@ def write_report(workdir: str | Path) -> Path:
     Raises:
       UserError: config.json or results.json is missing, or a file cannot be read.
     """
-    return write_whole(Path(workdir) / FILE_NAME, render(read_run(workdir)))
-
-
-def write_whole(path: Path, page: str) -> Path:
-    """Writes a page whole or not at all; returns where it lies."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    path = folder_of(workdir) / FILE_NAME
+    write_whole(path, render(read_run(workdir)).encode())
     return path
 
 

@@ -15,8 +15,9 @@ from rich.text import Text
 from kws_jax.report import tables, text
 from kws_jax.report.document import document
 from kws_jax.report.markup import Markup, join, tag
-from kws_jax.report.page import FILE_NAME, write_whole
+from kws_jax.report.page import FILE_NAME
 from kws_jax.report.workdir import Measure, Run, read_run
+from kws_jax.workdirs import write_whole
 
 _NOTE = (
     "Means over the seeds, with Student's 95 % interval of the mean, as far as it lies "
@@ -70,7 +71,7 @@ def write_page(folder: Path, members: Sequence[Path]) -> None:
         tables.config_details(run),
     )
     page = document(f"{title} – {len(seeds)} seeds", main)
-    write_whole(folder / FILE_NAME, page)
+    write_whole(folder / FILE_NAME, page.encode())
 
 
 def print_summary(folder: Path, members: Sequence[Path], console: Console) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from kws_jax.report import text
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.workdir import CLEAN, FAR, Measure, Run
+from kws_jax.workdirs import in_bucket
 
 _FRACTIONS = ("float_accuracy", "accuracy", "recall/", "frr@", "false_accept/")
 
@@ -75,7 +76,7 @@ def reproduce(run: Run) -> Markup:
     """The commands that run, test again and use this experiment."""
     # An absolute path would tell the readers of a shared page about one machine only.
     folder = run.workdir
-    if folder.is_absolute():
+    if folder.is_absolute() and not in_bucket(folder):
         # That of a seed lies in the folder of the experiment.
         names = 2 if folder.name.startswith("seed-") else 1
         folder = Path("runs", *folder.parts[-names:])

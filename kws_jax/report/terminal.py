@@ -14,6 +14,7 @@ from rich.text import Text
 from kws_jax.report import bits, detection, false_accepts, noise, text
 from kws_jax.report.page import FILE_NAME
 from kws_jax.report.workdir import CLEAN, FAR, Measure, Run, parse_results, read_run
+from kws_jax.workdirs import folder_of
 
 _LINE_EVERY = 20.0  # seconds between plain lines
 
@@ -37,7 +38,7 @@ def print_summary(workdir: str | Path, console: Console | None = None) -> None:
     """
     console = console or Console()
     _print(read_run(workdir), console)
-    report = Path(workdir) / FILE_NAME
+    report = folder_of(workdir) / FILE_NAME
     if report.exists():
         _print_fact("report", str(report), console)
 
@@ -67,7 +68,7 @@ def print_detection(workdir: str | Path, console: Console | None = None) -> None
     console, run = console or Console(), read_run(workdir)
     for fact, value in detection.facts(run):
         _print_fact(fact, value, console)
-    _print_fact("report", str(Path(workdir) / FILE_NAME), console)
+    _print_fact("report", str(folder_of(workdir) / FILE_NAME), console)
 
 
 def _print(run: Run, console: Console) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kws_jax.errors import UserError
+from kws_jax.workdirs import folder_of, read_arrays
 
 CLEAN = "clean"
 # Before the name of a condition whose clips are heard through a room.
@@ -147,7 +148,7 @@ def read_run(workdir: str | Path) -> Run:
     Raises:
       UserError: config.json or results.json is missing, or a file cannot be read.
     """
-    workdir = Path(workdir)
+    workdir = folder_of(workdir)
     results = workdir / "results.json"
     return Run(
         workdir=workdir,
@@ -223,8 +224,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        return read_arrays(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path} cannot be read ({error}): remove it, or run "
@@ -240,7 +240,7 @@ def _read_lines(path: Path, key: tuple[str, ...]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for line in path.read_text(errors="replace").splitlines():
+    for line in path.read_bytes().decode(errors="replace").splitlines():
         try:
             entry = json.loads(line)
             found[tuple(entry[k] for k in key)] = entry

@@ -1,6 +1,5 @@
 """The embeddings of the test clips: written out, and how far the classes lie apart."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from kws_jax.evaluation import separation, testing
 from kws_jax.evaluation.metrics import result
 from kws_jax.parts import Parts
 from kws_jax.stages import networks
-from kws_jax.training.checkpoints import saving
+from kws_jax.training.checkpoints import write_arrays
 
 FILE = "embeddings.npz"
 
@@ -65,8 +64,7 @@ def measure(
             )
     if folder is not None and together.is_first():
         arrays |= {"label": split.labels, "name": np.asarray(split.names, str)}
-        with saving(folder / FILE):
-            np.savez_compressed(folder / FILE, **_any(arrays))
+        write_arrays(folder / FILE, arrays)
     return rows
 
 
@@ -76,8 +74,3 @@ def _conditions(parts: Parts) -> dict[str, Any]:
     noise = {kind: parts.noise[kind]} if kind else {}
     nearest = sorted(parts.config.evaluation.snr_db, key=abs)[:1]
     return testing.noise_conditions(noise, nearest)
-
-
-def _any(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    # NumPy's stub takes a second keyword of another type beside the arrays.
-    return dict(arrays)

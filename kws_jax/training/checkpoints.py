@@ -3,17 +3,19 @@
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from kws_jax import together
+from kws_jax import together, workdirs
 from kws_jax.errors import UserError
 from kws_jax.training import sharding
 
@@ -222,8 +224,10 @@ def _manager(
         cleanup_tmp_directories=not read_only,
         enable_async_checkpointing=False,
     )
+    # Orbax wants no relative path; epath's resolve() puts a bucket into this folder.
+    whole = directory if workdirs.in_bucket(directory) else directory.resolve()
     with saving(directory):
-        return ocp.CheckpointManager(directory.resolve(), options=options)
+        return ocp.CheckpointManager(whole, options=options)
 
 
 @contextlib.contextmanager
@@ -231,15 +235,25 @@ def saving(where: Any) -> Iterator[None]:
     """Turns a failed write (full disk, no permission) at `where` into a UserError."""
     try:
         yield
-    except (OSError, ValueError) as error:
-        # TensorStore gives the errors of the system as ValueError.
-        if isinstance(error, ValueError) and "os_error_code" not in str(error):
+    except Exception as error:
+        if not _is_of_storage(error):
             raise
         raise UserError(
-            f"Could not write to {where}: {error}\nFree some space or choose another "
-            "--workdir; what was saved before is intact, and the same command goes on "
-            "from there."
+            f"Could not write to {where}: {_reason(error)}\nFree some space or choose "
+            "another --workdir; what was saved before is intact, and the same command "
+            "goes on from there."
         ) from error
+
+
+def _is_of_storage(error: Exception) -> bool:
+    """Whether an error is one of writing, and not one of ours."""
+    # TensorStore gives the errors of the system as ValueError, those of buckets too;
+    # TensorFlow, through which epath writes to buckets, has errors of its own.
+    told = isinstance(error, ValueError) and any(
+        sign in str(error) for sign in ("os_error_code", "gs://", "GCS")
+    )
+    foreign = type(error).__module__.startswith("tensorflow.")
+    return isinstance(error, OSError) or told or foreign
 
 
 def write_json(path: epath.PathLike, content: Any) -> None:
@@ -248,14 +262,22 @@ def write_json(path: epath.PathLike, content: Any) -> None:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """Writes a file whole or not at all (a temporary file, then a rename)."""
-    path = epath.Path(path)
+    """Writes a file whole or not at all.
+
+    Raises:
+      UserError: where it cannot be written.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_arrays(path: epath.PathLike, arrays: Mapping[str, Any]) -> None:
+    """Writes an .npz file, see `write_text`."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    write_bytes(path, file.getvalue())
+
+
+def write_bytes(path: epath.PathLike, content: bytes) -> None:
+    """Writes a file of bytes, see `write_text`."""
     with saving(path):
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            temporary.write_text(text)
-            temporary.replace(path)
-        except OSError:
-            # On a full disk it takes what little room there is.
-            temporary.unlink(missing_ok=True)
-            raise
+        workdirs.write_whole(epath.Path(path), content)

@@ -7,6 +7,7 @@ from typing import Any
 from etils import epath
 
 from kws_jax.training.checkpoints import saving, write_text
+from kws_jax.workdirs import in_bucket
 
 
 class JsonLines:
@@ -33,6 +34,11 @@ class JsonLines:
     def append(self, **fields: Any) -> None:
         """Adds one line, whole or not at all."""
         line = json.dumps(fields) + "\n"
+        if in_bucket(self.path):
+            # Nothing is appended to objects: they are written anew, and whole.
+            before = self.path.read_text() if self.path.exists() else ""
+            write_text(self.path, before + line)
+            return
         with saving(self.path):
             size = self.path.stat().length if self.path.exists() else 0
             try:

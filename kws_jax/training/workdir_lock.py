@@ -11,27 +11,13 @@ from typing import IO
 from kws_jax import together
 from kws_jax.errors import UserError
 from kws_jax.training.checkpoints import saving
+from kws_jax.workdirs import in_bucket
 
 LOCK_FILE = ".lock"
 # What came of trying to take it.
 _ABSENT, _TAKEN, _REFUSED = range(3)
 # What file systems without locks answer.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-
-
-def local_folder(workdir: str) -> Path:
-    """The folder of a workdir.
-
-    Raises:
-      UserError: for an address such as gs://…, which would become a folder's name.
-    """
-    if "://" in workdir:
-        raise UserError(
-            f"--workdir={workdir} is an address, and a folder is wanted: mount it (a "
-            "bucket with gcsfuse, a disk with NFS), or copy the folder when the run is "
-            "over."
-        )
-    return Path(workdir)
 
 
 class WorkdirLock:
@@ -80,6 +66,9 @@ class WorkdirLock:
                 folder.mkdir(parents=True, exist_ok=True)
             if not folder.exists():
                 return _ABSENT
+            if in_bucket(folder):
+                _warn(f"{folder} is in a bucket, which has no locks")
+                return _TAKEN
             file = self._path.open("a")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,11 +78,7 @@ class WorkdirLock:
                     if isinstance(error, BlockingIOError):
                         return _REFUSED
                     raise
-                print(
-                    f"note: {folder} is on a file system without locks; make sure that "
-                    "no other run uses it.",
-                    file=sys.stderr,
-                )
+                _warn(f"{folder} is on a file system without locks")
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
@@ -106,3 +91,7 @@ class WorkdirLock:
             return f" ({self._path.read_text()})"
         except OSError:
             return ""
+
+
+def _warn(what: str) -> None:
+    print(f"note: {what}; make sure that no other run uses it.", file=sys.stderr)

@@ -125,6 +125,33 @@ def run(case, steps, out, stages=None):
         (out / f"{case}.json").write_text(json.dumps(told))
 
 
+def several_seeds(out):
+    """Two seeds trained in one program; the best state of each is kept."""
+    import jax
+    import numpy as np
+    from tiny_parts import tiny_config, tiny_parts
+
+    from kws_jax import together
+    from kws_jax.stages import networks, seeds_at_once, train
+    from kws_jax.stages.stacked_seeds import Member
+
+    config = tiny_config(steps=4, batch_size=BATCH, seeds=2)
+    config.log_every_steps = 1
+    config.stages[0].eval_every_epochs = 2 * BATCH / CLIPS
+    config.stages[0].optimizer.learning_rate = RATE
+    parts = tiny_parts(config, clips=CLIPS)
+    folders = [out / f"seed-{seed}" for seed in range(2)]
+    members = [Member(parts.of_seed(s), folder) for s, folder in enumerate(folders)]
+    seeds_at_once.run(members, 0, out)
+    for member in members:
+        model = networks.create_network(member.parts, member.folder)
+        state = train.best_state(member.parts, 0, member.folder, model)
+        found = jax.tree_util.tree_leaves_with_path(state)
+        if together.is_first():
+            values = {jax.tree_util.keystr(p): np.asarray(leaf) for p, leaf in found}
+            np.savez(out / f"{member.folder.name}.npz", **values)
+
+
 def fail(kind):
     """Process 1 ends by an error of the user's, of ours, or by a kill."""
     import os
@@ -162,6 +189,9 @@ def main(argv):
     distributed.start(distributed.settings({}))
     if steps == "fail":
         fail(cases[0])
+    if steps == "seeds":
+        several_seeds(Path(out))
+        return
     if steps == "broken":
         broken(Path(out), *cases)
         return

@@ -31,7 +31,10 @@ XLA_FLAGS = (
 
 
 def rehearse(layout, out, steps, *cases, expected=0):
-    """Runs `pod_rehearsal` in processes × devices; returns output and seconds."""
+    """Runs `pod_rehearsal` in processes × devices; returns output and seconds.
+
+    `steps` may also be one of its other errands.
+    """
     out.mkdir(parents=True, exist_ok=True)
     processes, devices = layout
     began = time.monotonic()
@@ -134,6 +137,22 @@ def small(tmp_path_factory):
 
 def test_two_processes_of_two_devices_train_as_one(small):
     check_alike(small[1, 1], small[2, 2], "data_parameters")
+
+
+def test_several_seeds_are_trained_at_once_as_on_one_device(tmp_path):
+    one, other = tmp_path / "11", tmp_path / "22"
+    rehearse((1, 1), one, "seeds")
+    rehearse((2, 2), other, "seeds")
+    for seed in ("seed-0", "seed-1"):
+        assert gap(one, other, seed) < 1e-5
+        logged, expected = lines(other, seed), lines(one, seed)
+        assert logged.keys() == expected.keys()
+        for place, (loss, accuracy) in expected.items():
+            assert logged[place] == pytest.approx([loss, accuracy], abs=1e-5), place
+    # They are two.
+    states = [np.load(other / f"seed-{seed}.npz") for seed in range(2)]
+    name = next(name for name in states[0].files if name.endswith("['kernel']"))
+    assert not np.array_equal(states[0][name], states[1][name])
 
 
 def test_every_example_of_all_processes_is_in_the_records(small):

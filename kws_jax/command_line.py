@@ -14,9 +14,8 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from kws_jax import config as configs
-from kws_jax import distributed, runtime
+from kws_jax import distributed, runtime, workdirs
 from kws_jax.errors import Interrupted, UserError
-from kws_jax.workdirs import folder_of
 
 
 def stop(message: object) -> NoReturn:
@@ -52,6 +51,10 @@ def run(
             return flags.FLAGS(argv)
         except (flags.Error, UserError) as error:
             stop(error)
+        except Exception as error:
+            if not workdirs.is_of_bucket(error):
+                raise
+            stop(f"the bucket could not be read: {error}")
 
     def guarded(argv: list[str]) -> None:
         try:
@@ -66,6 +69,8 @@ def run(
             print(f"stopped by {now}", file=sys.stderr)
             distributed.leave(now.exit_code, now)
         except Exception as error:
+            if workdirs.is_of_bucket(error) and any("gs://" in a for a in sys.argv):
+                stop(f"the bucket could not be read or written: {error}")
             if distributed.client() is None:
                 raise
             distributed.leave_after(error)
@@ -84,7 +89,7 @@ def define_groups(argv: list[str], groups: Sequence[str]) -> None:
     workdir = value_of("workdir", argv)
     if not workdir:
         return
-    stored = configs.load_complete(folder_of(workdir))
+    stored = configs.load_complete(workdirs.folder_of(workdir))
     for argument in argv:
         if re.match(r"--?config\b", argument):
             known = " and ".join(f"--{group}.FIELD=VALUE" for group in groups)
@@ -109,7 +114,7 @@ def stored_experiment(
         raise UserError(f"Unexpected arguments {argv[1:]}; all options begin with --.")
     if not workdir:
         raise UserError("Give --workdir=DIR, the folder of a finished experiment.")
-    folder = folder_of(workdir)
+    folder = workdirs.folder_of(workdir)
     config = configs.load_complete(folder)
     for group in groups:
         config[group] = flags.FLAGS[group].value

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
     baseline = None
     if _BASELINE.value:
         _, first = next(folders_of([folder_of(_BASELINE.value)]))
-        baseline = next((row for row in rows if first in row.folders), None)
+        baseline = next((row for row in rows if row.holds(first)), None)
         if baseline is None:
             raise UserError(f"--baseline={_BASELINE.value} is not among the workdirs.")
     print(tables.overview(rows, baseline))

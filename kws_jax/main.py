@@ -9,7 +9,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from kws_jax import command_line, config, distributed, runtime
+from kws_jax import command_line, config, distributed, runtime, workdirs
 from kws_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -22,6 +22,7 @@ distributed.define_flags()
 
 
 def _check_arguments(argv: list[str]) -> None:
+    workdirs.check_kind(command_line.value_of("workdir", argv))
     file = command_line.value_of("config", argv)
     if file:
         config.check_overrides(config.load_file(file), argv, "config")

@@ -42,12 +42,24 @@ def configure(cache_dir: str = "") -> None:
 
     Values that the user has set in the environment win.
     """
-    keep_freed_memory()
+    configure_tensorflow()
     compiled = cache_root(cache_dir) / "xla"
-    for name, value in {
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-        "TF_ENABLE_ONEDNN_OPTS": "0",
-        "JAX_COMPILATION_CACHE_DIR": str(compiled),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    if "jax" in sys.modules:
+        # It reads them when it is imported, which TensorFlow does.
+        config = sys.modules["jax"].config
+        config.update(
+            "jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"]
+        )
+        config.update(
+            "jax_persistent_cache_min_compile_time_secs",
+            float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]),
+        )
+
+
+def configure_tensorflow() -> None:
+    """The part that must come before TensorFlow, and needs no config of ours."""
+    keep_freed_memory()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

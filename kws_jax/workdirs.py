@@ -1,66 +1,91 @@
 """Where workdirs lie: in folders of this machine, or in buckets of Cloud Storage."""
 
-import importlib
+import functools
 import io
 from pathlib import Path
 from typing import Any
 
+from kws_jax import runtime
 from kws_jax.errors import UserError
 
 _BUCKETS = "gs://"
+
+
+def check_kind(address: str) -> None:
+    """Raises UserError for an address of a kind that cannot be a workdir."""
+    if "://" in address and not address.startswith(_BUCKETS):
+        raise UserError(
+            f"{address} is an address of an unknown kind: give a path of this machine "
+            "or gs://BUCKET/NAME, or mount what lies there."
+        )
 
 
 def folder_of(address: str | Path) -> Path:
     """The path of a workdir, or of a file in it, from the text of a flag.
 
     For `gs://BUCKET/NAME` an `etils.epath.Path`, which is used as one of pathlib's is;
-    what is a folder already stays as it is.
+    what is a path already stays as it is.
 
     Raises:
-      UserError: for a bucket that cannot be reached, and for another kind of address,
+      UserError: for a bucket that cannot be used, and for another kind of address,
         which would become a folder's name.
     """
     if not isinstance(address, str):
         return address
-    if address.startswith(_BUCKETS):
-        _check_extra(address)
-        # Imported here: only buckets need it, and other programs start sooner.
-        from etils import epath
+    check_kind(address)
+    if not address.startswith(_BUCKETS):
+        return Path(address)
+    _check_bucket(address)
+    # epath reaches buckets through TensorFlow.
+    runtime.configure_tensorflow()
+    from etils import epath
 
-        folder: Any = epath.Path(address)
-        _check_reachable(folder)
-        return folder
-    if "://" in address:
-        raise UserError(
-            f"{address} is an address of an unknown kind: give a path of this machine "
-            "or gs://BUCKET/NAME, or mount what lies there."
-        )
-    return Path(address)
+    folder: Any = epath.Path(address)
+    return folder
 
 
-def _check_extra(address: str) -> None:
+@functools.cache
+def _check_bucket(address: str) -> None:
+    """Asks Cloud Storage for the bucket, as Orbax does at each start."""
+    name = address.removeprefix(_BUCKETS).partition("/")[0]
     try:
-        importlib.import_module("google.cloud.storage")
+        from google.cloud import storage
     except ImportError as error:
         raise UserError(
             f"{address} needs the extra 'gcs' ({error}): pip install -c "
             "constraints.txt -e '.[gcs]'"
         ) from error
-
-
-def _check_reachable(path: Any) -> None:
     try:
-        path.exists()
-    except Exception as error:  # Each of epath's file systems has its own.
+        bucket = storage.Client().get_bucket(name)
+    except Exception as error:  # Of google.auth, google.api_core, requests, …
         raise UserError(
-            f"{path} cannot be reached: {error}\nIs the name right, and may this "
-            "machine use the bucket? Outside Google Cloud: gcloud auth "
-            "application-default login."
+            f"the bucket of {address} cannot be reached: {error}\nIs the name right, "
+            "and may this machine use the bucket (storage.buckets.get and all of "
+            "storage.objects)? Outside Google Cloud: gcloud auth application-default "
+            "login."
         ) from error
+    if getattr(bucket, "hierarchical_namespace_enabled", False):
+        raise UserError(
+            f"the bucket of {address} has a hierarchical namespace, which is not "
+            "supported: take one without."
+        )
+
+
+def is_of_bucket(error: BaseException) -> bool:
+    """Whether an error is one of reading or writing a bucket."""
+    # TensorFlow's file system, Google's own library, and TensorStore.
+    of_library = type(error).__module__.startswith(
+        ("tensorflow.python.framework.errors", "google.")
+    )
+    told = isinstance(error, ValueError) and ("gs://" in str(error))
+    return of_library or told
 
 
 def in_bucket(path: Any) -> bool:
-    """Whether a path is of a bucket, where nothing is appended or locked."""
+    """Whether a path, or a text that begins with one, is of a bucket.
+
+    Nothing is appended or locked there.
+    """
     return str(path).startswith(_BUCKETS)
 
 
@@ -89,11 +114,15 @@ def read_arrays(path: Path) -> dict[str, Any]:
     """The arrays of an .npz file, by name.
 
     Raises:
-      OSError, ValueError, EOFError, zipfile.BadZipFile: for what is no such file, or
-        holds more than arrays.
+      OSError: where it cannot be read.
+      ValueError: for what is no such file, is damaged, or holds more than arrays.
     """
     # Imported here: the config is read from workdirs before NumPy is needed.
     import numpy as np
 
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-        return dict(arrays)
+    file = io.BytesIO(path.read_bytes())
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # Damage shows in many ways: zlib's, zipfile's, NumPy's.
+        raise ValueError(str(error) or type(error).__name__) from error

@@ -43,7 +43,8 @@ while (($#)); do
     --spot) spot=yes ;;
     --python=*) python=${1#*=} ;;
     --nfs=*) nfs=${1#*=} ;;
-    --bucket=gs://*) bucket=${1#*=} extras=tpu,gcs ;;
+    --bucket=gs://?*) bucket=${1#*=} extras=tpu,gcs ;;
+    --bucket=*) fail "${1#*=} is no bucket: give --bucket=gs://BUCKET/FOLDER." ;;
     --fetch=*) fetch=${1#*=} ;;
     --delete) delete=yes ;;
     --dry-run) dry_run=yes ;;
@@ -129,6 +130,10 @@ sudo mount -t nfs $nfs /mnt/kws_jax
 sudo chmod a+rwx /mnt/kws_jax"
 }
 
+nothing_fetched() {
+  echo "note: nothing was fetched." >&2
+}
+
 # KWS_JAX_CLUSTER=tpu: an error where the workers cannot find each other, instead of as
 # many runs as there are workers.
 train() {
@@ -157,10 +162,11 @@ fi
 code=0
 train "$@" || code=$?
 run mkdir -p "$fetch"
+# Where training has failed at once there is nothing to fetch, and the slice still costs.
 if [[ -n $bucket ]]; then
-  run gcloud storage cp --recursive "$workdir" "$fetch"
+  run gcloud storage cp --recursive "$workdir" "$fetch" || nothing_fetched
 else
-  tpu scp --recurse "$name:$fetch_from" "$fetch" --worker=0
+  tpu scp --recurse "$name:$fetch_from" "$fetch" --worker=0 || nothing_fetched
 fi
 if [[ -n $delete ]]; then
   tpu delete "$name" --quiet

@@ -30,6 +30,8 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("localhost", 0), _Handler)
         self.lock, self.clock, self.objects = threading.Lock(), 0, {}
+        # The names of all that was written, in order.
+        self.written = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -84,6 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not status:
                 self.server.clock += 1
                 self.server.objects[query["name"]] = (self.server.clock, content)
+                self.server.written.append(query["name"])
             told = None if status else self._told(query["name"])
         return self._answer(status or 200, told)
 

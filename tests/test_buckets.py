@@ -2,28 +2,39 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import google.api_core.exceptions
+import google.cloud.storage
 import pytest
+import tensorflow as tf
 from cloud_storage import Files, Server
 from etils.epath import gpath
 from test_end_to_end import KEYWORDS, LABELS, ROOT, data_flags, write_words
 
+from kws_jax import workdirs
 from kws_jax.errors import UserError
 from kws_jax.training.checkpoints import saving
+from kws_jax.training.logs import JsonLines
 from kws_jax.workdirs import folder_of, in_bucket
 
 WORKDIR = "gs://bucket/runs/first"
 
 
 @pytest.fixture(scope="module")
-def bucket():
+def server():
     server = Server()
-    yield Files(server.address)
+    yield server
     server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def bucket(server):
+    return Files(server.address)
 
 
 @pytest.fixture(scope="module")
@@ -83,19 +94,38 @@ def flags(speech):
     ]
 
 
+LAST = "runs/first/stages/1-train/last/"
+
+
+def steps_of(names):
+    """The steps of stage 1 that the names are of."""
+    return {
+        int(name.removeprefix(LAST).partition("/")[0])
+        for name in names
+        if name.startswith(LAST) and name != LAST
+    }
+
+
 @pytest.fixture(scope="module")
-def trained(bucket, start, flags):
-    """A draw and a training, killed in the training and taken up; what was told."""
+def trained(server, bucket, start, flags):
+    """A draw and a training, killed in the training and taken up.
+
+    Gives what was told, the newest step that was saved before, and what was written
+    after.
+    """
     process = start("main", *flags, f"--workdir={WORKDIR}")
-    prefix = "runs/first/stages/1-train/last/"
     deadline = time.monotonic() + 300
-    while not any("commit_success" in name for name in bucket.names(prefix)):
+    # That of the step itself, not those of its items.
+    commit = re.compile(f"{LAST}[0-9]+/commit_success.txt")
+    while not (saved := [n for n in bucket.names(LAST) if commit.fullmatch(n)]):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
     process.communicate()
-    return ended(start("main", *flags, f"--workdir={WORKDIR}"))
+    before = len(server.written)
+    told = ended(start("main", *flags, f"--workdir={WORKDIR}"))
+    return told, max(steps_of(saved)), server.written[before:]
 
 
 def rows(text):
@@ -136,8 +166,12 @@ def test_a_killed_run_ends_as_one_in_a_folder(
     assert not [name for name in bucket.names("runs/first/") if name.endswith(".tmp")]
 
 
-def test_it_is_told_that_a_bucket_has_no_locks(trained):
-    assert f"{WORKDIR} is in a bucket, which has no locks" in trained[1]
+def test_what_was_saved_is_taken_up(trained):
+    (_, told), newest, written = trained
+    assert f"{WORKDIR} is in a bucket, which has no locks" in told
+    # Neither the stage that was done nor a step that was saved is made again.
+    assert not [name for name in written if name.startswith("runs/first/stages/0-")]
+    assert min(steps_of(written)) > newest
 
 
 def test_programs_read_and_write_the_bucket(trained, bucket, start, speech, tmp_path):
@@ -159,39 +193,8 @@ def test_programs_read_and_write_the_bucket(trained, bucket, start, speech, tmp_
 
 @pytest.fixture
 def reached(monkeypatch):
-    monkeypatch.setattr(gpath.PosixGPath, "exists", lambda self: False)
-
-
-def test_a_pod_shares_a_bucket(trained, bucket, environment, flags):
-    done = subprocess.run(
-        [
-            *(sys.executable, "launch/local_pod.py", "--processes=2", "--devices=2"),
-            *("--module=bucket_program", "--", "kws_jax.main", *flags),
-            "--workdir=gs://bucket/pod",
-        ],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
-    results = [bucket.read(f"{run}/results.json") for run in ("pod", "runs/first")]
-    counts = [
-        {(row["metric"], row["condition"]): row["count"] for row in rows(text)}
-        for text in results
-    ]
-    assert counts[0] == counts[1]
-    logs = [
-        list(map(json.loads, bucket.read(f"{run}/metrics.jsonl").splitlines()))
-        for run in ("pod", "runs/first")
-    ]
-    steps = [[(line["split"], line["step"]) for line in lines] for lines in logs]
-    assert steps[0] == steps[1]
-    # Later ones grow apart by rounding: test_pods.py looks at that.
-    first, expected = (lines[0]["loss"] for lines in logs)
-    assert first == pytest.approx(expected, rel=1e-4)
+    """Every bucket is there."""
+    monkeypatch.setattr(workdirs, "_check_bucket", lambda address: None)
 
 
 def test_addresses(reached):
@@ -203,26 +206,63 @@ def test_addresses(reached):
         folder_of("s3://bucket/run")
 
 
-def test_a_bucket_that_cannot_be_reached_is_told(monkeypatch):
-    def denied(self):
-        raise RuntimeError("PERMISSION_DENIED")
+class _Client:
+    """Cloud Storage, as far as it is asked for a bucket."""
 
-    monkeypatch.setattr(gpath.PosixGPath, "exists", denied)
-    with pytest.raises(UserError, match="gs://bucket/a cannot be reached: PERMISSION"):
-        folder_of("gs://bucket/a")
+    hierarchical_namespace_enabled = True
+
+    def get_bucket(self, name):
+        if name == "closed":
+            raise google.api_core.exceptions.Forbidden("no storage.buckets.get")
+        return self
+
+
+def test_buckets_that_cannot_be_used_are_told(monkeypatch):
+    monkeypatch.setattr(google.cloud.storage, "Client", _Client)
+    with pytest.raises(
+        UserError, match=r"gs://closed/a cannot be reached.*buckets\.get"
+    ):
+        folder_of("gs://closed/a")
+    with pytest.raises(UserError, match="gs://folders/a has a hierarchical namespace"):
+        folder_of("gs://folders/a")
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+    monkeypatch.delattr(google.cloud, "storage")
+    with pytest.raises(UserError, match="gs://other/a needs the extra 'gcs'"):
+        folder_of("gs://other/a")
 
 
 def test_errors_of_writing_to_a_bucket_are_told(reached):
-    class Denied(Exception):
-        pass
-
-    Denied.__module__ = "tensorflow.python.framework.errors_impl"
-    for error in (
-        Denied("PERMISSION_DENIED"),
+    denied = tf.errors.PermissionDeniedError(None, None, "PERMISSION_DENIED")
+    errors = (
+        denied,
+        google.api_core.exceptions.Forbidden("no storage.objects.create"),
         ValueError("Error writing gs://bucket/a"),
-    ):
+    )
+    for error in errors:
         told = pytest.raises(UserError, match="Could not write to gs://bucket/a")
         with told, saving(folder_of("gs://bucket/a")):
             raise error
-    with pytest.raises(ValueError, match="of ours"), saving("gs://bucket/a"):
-        raise ValueError("of ours")
+    # Those of ours, and of TensorFlow in folders of this machine, stay what they are.
+    for error, place in ((ValueError("of ours"), "gs://bucket/a"), (denied, "here")):
+        with pytest.raises(type(error)), saving(place):
+            raise error
+
+
+def test_logs_are_written_when_a_state_is_saved(monkeypatch, reached):
+    server = Server()
+    monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
+    monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Files(server.address))
+    log = JsonLines(folder_of("gs://bucket/log.jsonl"))
+    for step in range(100):
+        log.append(stage="train", step=step)
+    assert not server.written
+    log.flush()
+    log.flush()
+    log.append(stage="train", step=100)
+    log._written -= 60
+    log.append(stage="train", step=101)
+    assert server.written == ["log.jsonl"] * 2
+    log.rewind("train", 50)
+    lines = Files(server.address).read("log.jsonl").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(51))
+    server.shutdown()

@@ -131,8 +131,21 @@ def test_a_bucket_holds_the_workdir_and_is_what_is_fetched(stand_ins, tmp_path):
     assert f"{distributed.VARIABLES['cluster']}=tpu" in command
     words = shlex.split(command.partition("kws_jax.main")[2])
     assert words == [*ARGUMENTS, "--workdir=gs://b/runs/pod"]
-    # A folder is no bucket.
-    assert tpu_pod(folder, "pod", "--zone=z", "--bucket=b/runs").returncode == 2
+    for wrong in ("b/runs", "gs://", ""):
+        refused = tpu_pod(folder, "pod", "--zone=z", f"--bucket={wrong}")
+        assert refused.returncode == 2
+        assert "give --bucket=gs://BUCKET/FOLDER" in refused.stderr
+
+
+@pytest.mark.parametrize("where", [(), ("--bucket=gs://b/runs",)])
+def test_where_nothing_can_be_fetched_the_slice_is_still_told(
+    stand_ins, tmp_path, where
+):
+    folder = stand_ins("gcloud", "git", "rm", codes={"kws_jax.main": 2, "runs/pod": 1})
+    done = tpu_pod(folder, "pod", "--zone=z", f"--fetch={tmp_path}/got", *where)
+    assert "tpu-vm delete pod" in done.stdout
+    assert "nothing was fetched" in done.stderr
+    assert done.returncode == 2
 
 
 def test_every_worker_gets_the_arguments_as_they_were_given(stand_ins, tmp_path):

@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import statistics
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -20,6 +19,13 @@ from kws_jax.workdirs import in_bucket, read_arrays
 _OF_A_SEED = ("seed", "data.seed", "seeds_at_once")
 # Measures of the network that was trained, not of its test.
 _OF_TRAINING = ("parameters", "macs", "seconds")
+# What decides, beside the clips, what is heard in a test: by words of its name.
+_OF_A_TEST = {
+    "dB": ("evaluation.seed", "data.noise_hours"),
+    "seen": ("data.noise_seen", "data.noise_test_fraction"),
+    "unseen": ("data.noise_unseen",),
+    "far": ("data.rooms", "data.rooms_test_fraction", "data.simulated_rooms"),
+}
 # A difference, and its 95 % interval, as fractions.
 Difference = tuple[float, tuple[float, float]]
 
@@ -71,11 +77,6 @@ class Row:
             for kind, curve in self.runs[0].noise().items()
         }
 
-    def in_noise(self, kind: str) -> list[float]:
-        """Accuracy over all SNRs of a kind of noise, one mean for each run."""
-        curves = [run.noise().get(kind, []) for run in self.runs]
-        return [statistics.fmean(m.value for _, m in c) for c in curves if c]
-
     def seconds(self, *, last: bool) -> list[float]:
         """Training time of the last stage, or of all before it, in each run."""
         totals = []
@@ -85,34 +86,60 @@ class Row:
             totals.append(sum(parts))
         return totals
 
-    def same_clips(self, other: "Row") -> bool:
-        """Whether all runs of both were tested on the same clips."""
-        labels = self.labels + other.labels
-        return all(np.array_equal(labels[0], label) for label in labels)
+    def holds(self, folder: Path) -> bool:
+        """Whether one of its runs is in `folder`."""
+        return place_of(folder) in map(place_of, self.folders)
 
     def share_right(self, conditions: Sequence[str]) -> np.ndarray | None:
         """How often each clip was answered right over runs and conditions, [n].
 
-        None where a run was not tested in one of them, or on other clips.
+        None where a run was not tested in one of them.
         """
-        missing = any(c not in right for right in self.correct for c in conditions)
-        if missing or not self.same_clips(self):
+        if any(c not in right for right in self.correct for c in conditions):
             return None
-        every = [right[c] for right in self.correct for c in conditions]
-        return np.mean(every, axis=0)
+        return np.mean([right[c] for right in self.correct for c in conditions], axis=0)
 
     def difference(
         self, other: "Row", conditions: Sequence[str] = ("clean",)
     ) -> Difference | None:
         """By how much this row is more often right, by a paired bootstrap over clips.
 
-        The interval does not hold the spread of the seeds. None where the two were not
-        tested on the same clips in these conditions.
+        The interval does not hold the spread of the seeds. None where one of the two
+        was not tested in these conditions.
+
+        Raises:
+          OtherClipsError: where they were tested on other clips, or in other noise.
         """
-        if not self.same_clips(other):
-            return None
+        if len(self._tests(conditions) | other._tests(conditions)) > 1:
+            raise OtherClipsError
         a, b = self.share_right(conditions), other.share_right(conditions)
         return None if a is None or b is None else paired_bootstrap(a, b)
+
+    def _tests(self, conditions: Sequence[str]) -> set[str]:
+        return {
+            _test_of(run, label, conditions)
+            for run, label in zip(self.runs, self.labels, strict=True)
+        }
+
+
+class OtherClipsError(ValueError):
+    """Answers to clips that are not the same have no difference clip by clip."""
+
+
+def _test_of(run: Run, label: np.ndarray, conditions: Sequence[str]) -> str:
+    """What tells tests apart, as far as their workdirs know it.
+
+    Recorded clips are those of another run where all their labels, in their order, are;
+    synthetic ones are others for each seed of the data.
+    """
+    fields = configs.fields(ConfigDict(run.config))
+    test: dict[str, Any] = {"labels": label.tolist()}
+    if fields.get("data.source") == "synthetic":
+        test["seed"] = fields.get("data.seed")
+    words = {word for condition in conditions for word in condition.split()}
+    for name in (name for word in words for name in _OF_A_TEST.get(word, ())):
+        test |= {n: v for n, v in fields.items() if f"{n}.".startswith(f"{name}.")}
+    return json.dumps(test, sort_keys=True)
 
 
 def read_rows(workdirs: Sequence[Path]) -> list[Row]:
@@ -147,10 +174,14 @@ def folders_of(workdirs: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
     seen = set()
     for named in workdirs:
         for folder in configs.seed_folders(configs.load_workdir(named), named):
-            place = str(folder) if in_bucket(folder) else str(folder.resolve())
-            if place not in seen:
-                seen.add(place)
+            if place_of(folder) not in seen:
+                seen.add(place_of(folder))
                 yield named, folder
+
+
+def place_of(folder: Path) -> str:
+    """One text for a folder, however it is named."""
+    return str(folder if in_bucket(folder) else folder.resolve())
 
 
 def _answers(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -165,7 +196,7 @@ def _answers(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         }
         if "clean" not in right:
             raise ValueError("it has no answers to the clean clips")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): run `python -m kws_jax.main` with this "
             "workdir to its end, or leave the workdir out"

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from kws_jax.comparison.rows import Difference, Row
+from kws_jax.comparison.rows import OtherClipsError, Row
 
 _HEADS = (
     "network",
@@ -14,30 +14,35 @@ _HEADS = (
     "far clean, %",
     "far seen noise, %",
     "far unseen noise, %",
-    "missed at 1 FA/h, %",
-    "missed at 10 FA/h, %",
+    "missed at 1 FA/h, % (sd)",
+    "missed at 10 FA/h, % (sd)",
     "parameters",
     "MACs",
     "search, min",
     "train, min",
 )
 _NOTHING = "–"
+NOTE = (
+    "Intervals tell what other test clips would give for these very networks: they "
+    "hold neither the spread of the seeds nor that there are many of them."
+)
 
 
 def overview(rows: Sequence[Row], baseline: Row | None) -> str:
     """A line for each row; columns that no row fills are left out.
 
-    Noise is the mean over the SNRs that were tested; missed are the keywords of the
-    clean test stream, where `detection` was measured.
+    Noise is the mean over the SNRs at which all rows were tested that know this kind of
+    noise; missed are the keywords of the clean test stream, where `detection` was
+    measured.
     """
-    lines = [_cells(row) for row in rows]
+    lines = [_cells(row, rows) for row in rows]
     kept = [i for i, _ in enumerate(_HEADS) if any(c[i] != _NOTHING for c in lines)]
     heads = [_HEADS[i] for i in kept]
     cells = [[line[i] for i in kept] for line in lines]
     if baseline is not None:
         heads.append(f"clean against {baseline.name} (95 %)")
         for row, line in zip(rows, cells, strict=True):
-            line.append("" if row is baseline else _told(row.difference(baseline)))
+            line.append("" if row is baseline else _difference(row, baseline))
     return _markdown(heads, cells)
 
 
@@ -46,48 +51,65 @@ def in_noise(rows: Sequence[Row], baseline: Row | None) -> str:
 
     A cell is the accuracy, in percent, the mean over the seeds, and with a baseline its
     difference to that in points, with the 95 % interval of a paired bootstrap over the
-    test clips. The last column is the mean over the SNRs.
+    test clips. The last column is the mean over the SNRs at which all rows were tested
+    that know this kind of noise.
     """
     tables = []
     for kind in dict.fromkeys(kind for row in rows for kind in row.kinds()):
         tested = {snr for row in rows for snr in row.kinds().get(kind, [])}
-        levels = sorted(tested, reverse=True)
         clean = "far clean" if kind.startswith("far ") else "clean"
-        each = [(f"{s:g} dB", f"{kind} {s:g} dB") for s in levels]
-        columns = [("clean", [clean]), *((head, [name]) for head, name in each)]
-        columns.append(("mean of the noisy", [name for _, name in each]))
+        levels = sorted(tested, reverse=True)
+        columns = {f"{snr:g} dB": [f"{kind} {snr:g} dB"] for snr in levels}
+        columns = {"clean": [clean], **columns, "mean": _shared(rows, kind)}
         title = f"{kind.capitalize()} noise: accuracy, %"
         if baseline is not None:
             title += f"; in points against {baseline.name} (95 %)"
         cells = [
-            [row.name, *(_cell(row, names, baseline) for _, names in columns)]
+            [row.name, *(_cell(row, names, baseline) for names in columns.values())]
             for row in rows
         ]
-        heads = ["network", *(head for head, _ in columns)]
-        tables.append(f"{title}\n\n{_markdown(heads, cells)}")
+        tables.append(f"{title}\n\n{_markdown(['network', *columns], cells)}")
+    if tables and baseline is not None:
+        tables.append(NOTE)
     return "\n\n".join(tables)
 
 
+def _shared(rows: Sequence[Row], kind: str) -> list[str]:
+    """The conditions of a kind of noise in which all rows were tested that know it."""
+    each = [set(row.kinds()[kind]) for row in rows if kind in row.kinds()]
+    levels = set.intersection(*each) if each else set()
+    return [f"{kind} {snr:g} dB" for snr in sorted(levels)]
+
+
 def _cell(row: Row, conditions: Sequence[str], baseline: Row | None) -> str:
-    right = row.share_right(conditions)
-    if right is None:
-        return _NOTHING
-    value = f"{100 * right.mean():.2f}"
-    if baseline is None or row is baseline:
+    value = _percent(_means(row, conditions))
+    if baseline is None or row is baseline or value == _NOTHING:
         return value
-    return f"{value}, {_told(row.difference(baseline, conditions))}"
+    difference = _difference(row, baseline, conditions)
+    return value if difference == _NOTHING else f"{value}, {difference}"
 
 
-def _cells(row: Row) -> list[str]:
+def _means(row: Row, conditions: Sequence[str]) -> list[float]:
+    """The accuracy of each run, the mean over the conditions; [] where it lacks one."""
+    each = [row.values("accuracy", condition) for condition in conditions]
+    if not each or any(len(values) < len(row.runs) for values in each):
+        return []
+    return [statistics.fmean(values) for values in zip(*each, strict=True)]
+
+
+def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
+    def in_noise(kind: str) -> str:
+        return _percent(_means(row, _shared(rows, kind)))
+
     return [
         row.name,
         str(len(row.runs)),
         _percent(row.values("accuracy"), spread=True),
-        _percent(row.in_noise("seen")),
-        _percent(row.in_noise("unseen")),
+        in_noise("seen"),
+        in_noise("unseen"),
         _percent(row.values("accuracy", "far clean")),
-        _percent(row.in_noise("far seen")),
-        _percent(row.in_noise("far unseen")),
+        in_noise("far seen"),
+        in_noise("far unseen"),
         _percent(row.values("frr@1fa/h"), spread=True),
         _percent(row.values("frr@10fa/h"), spread=True),
         f"{statistics.fmean(row.values('parameters')):,.0f}",
@@ -111,9 +133,13 @@ def _minutes(seconds: list[float]) -> str:
     return f"{mean:.1f}" if mean else _NOTHING
 
 
-def _told(difference: Difference | None) -> str:
+def _difference(row: Row, baseline: Row, conditions: Sequence[str] = ("clean",)) -> str:
+    try:
+        difference = row.difference(baseline, conditions)
+    except OtherClipsError:
+        return "other test"
     if difference is None:
-        return "other test clips"
+        return _NOTHING
     value, (low, high) = difference
     return f"{100 * value:+.2f} ({100 * low:+.2f} … {100 * high:+.2f})"
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -225,7 +224,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:
         return None
     try:
         return read_arrays(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read ({error}): remove it, or run "
             "`python -m kws_jax.main` again with this workdir"

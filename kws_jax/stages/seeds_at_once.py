@@ -37,6 +37,7 @@ from kws_jax.training.finiteness import NotFiniteError
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.optimizers import updates_made
 from kws_jax.training.state import WEIGHTS, variables_of
+from kws_jax.workdirs import in_bucket
 
 
 def obstacle(parts: Parts, index: int) -> str:
@@ -74,7 +75,13 @@ def begun(parts: Parts, index: int, folder: Path) -> bool | None:
 
 def _has_last(where: Path) -> bool:
     last = where / "last"
-    return last.is_dir() and any(path.name.isdigit() for path in last.iterdir())
+    if not last.is_dir():
+        return False
+    saved = [path for path in last.iterdir() if path.name.isdigit()]
+    if in_bucket(last):
+        # Orbax writes in place there, and marks what is complete.
+        saved = [path for path in saved if (path / "commit_success.txt").exists()]
+    return bool(saved)
 
 
 def run(members: Sequence[Member], index: int, folder: Path) -> None:
@@ -177,9 +184,12 @@ def _keep_log(
     own_log.rewind(stage, -1, later)
     with saving(own_log.path):
         lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    kept = []
     for line in lines:
         if line["stage"] == stage:
             own = {name: value for name, value in line.items() if "/" not in name}
             for name in own:
                 own[name] = line.get(f"{name}/{number}", own[name])
-            own_log.append(**own)
+            kept.append(own)
+    own_log.extend(kept)
+    own_log.flush()

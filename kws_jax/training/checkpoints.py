@@ -30,10 +30,10 @@ class StageCheckpoints:
     """Saves and restores the state of one stage under `directory`.
 
     `last/` holds the newest two checkpoints, `best/` the one with the best validation
-    measure. Orbax writes each beside its place and renames it when complete, so a run
-    killed while saving loses nothing that was saved. Each carries a digest of its
-    values, by which a single changed bit is found. With `read_only`, nothing in the
-    directory is made, changed or tidied up.
+    measure. Orbax writes each beside its place and renames it when complete, or in a
+    bucket marks it, so a run killed while saving loses nothing that was saved. Each
+    carries a digest of its values, by which a single changed bit is found. With
+    `read_only`, nothing in the directory is made, changed or tidied up.
     """
 
     directory: epath.Path
@@ -56,14 +56,16 @@ class StageCheckpoints:
         """The newest state and its notes, or None; `like` gives shapes and places.
 
         A damaged one is told and removed, and the one before is taken, unless
-        `read_only`: then the stage is over, and what it ended with is asked for.
+        `read_only`: then the stage is over, and what it ended with is asked for. Nor in
+        a bucket: objects do not take damage there, but may be out of reach for a while.
 
         Raises:
           UserError: where none is whole and fits.
         """
         steps = sorted(self._last.all_steps(), reverse=True)
         damaged: dict[int, Exception] = {}
-        for step in steps[:1] if self.read_only else steps:
+        newest_alone = self.read_only or workdirs.in_bucket(self.directory)
+        for step in steps[:1] if newest_alone else steps:
             try:
                 restored = self._read(self._last, step, like)
             except Exception as error:  # Whatever Orbax makes of changed bytes.
@@ -170,15 +172,21 @@ class StageCheckpoints:
     ) -> UserError:
         return UserError(
             f"The checkpoint {manager.directory / str(step)} does not fit this "
-            f"experiment or is damaged: {_reason(error)}\nUse another --workdir, "
+            f"experiment, is damaged or out of reach: {_reason(error)}\nUse another "
+            "--workdir, "
             f"or remove {self.directory}: this stage is then trained anew."
         )
 
 
 def _reason(error: Exception) -> str:
+    """The beginning of what an error tells."""
+    text = _told(error).splitlines() or [type(error).__name__]
+    return textwrap.shorten(text[0], 300)
+
+
+def _told(error: Exception) -> str:
     """The part of an error's text that a person reads; TensorStore adds pages."""
-    text = str(error).splitlines() or [type(error).__name__]
-    return textwrap.shorten(text[0].partition(" [tensorstore_spec")[0], 300)
+    return str(error).partition(" [tensorstore_spec")[0]
 
 
 def _digest_of(notes: dict[str, Any]) -> str:
@@ -236,24 +244,21 @@ def saving(where: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_of_storage(error):
+        if not _is_of_writing(error, where):
             raise
         raise UserError(
-            f"Could not write to {where}: {_reason(error)}\nFree some space or choose "
-            "another --workdir; what was saved before is intact, and the same command "
-            "goes on from there."
+            f"Could not write to {where}: {_told(error)}\nFree some space, see that "
+            "it may be written, or choose another --workdir; what was saved before is "
+            "intact, and the same command goes on from there."
         ) from error
 
 
-def _is_of_storage(error: Exception) -> bool:
-    """Whether an error is one of writing, and not one of ours."""
-    # TensorStore gives the errors of the system as ValueError, those of buckets too;
-    # TensorFlow, through which epath writes to buckets, has errors of its own.
-    told = isinstance(error, ValueError) and any(
-        sign in str(error) for sign in ("os_error_code", "gs://", "GCS")
-    )
-    foreign = type(error).__module__.startswith("tensorflow.")
-    return isinstance(error, OSError) or told or foreign
+def _is_of_writing(error: Exception, where: Any) -> bool:
+    """Whether an error is one of the disk or the bucket, and not one of ours."""
+    # TensorStore gives the errors of the system as ValueError.
+    told = isinstance(error, ValueError) and "os_error_code" in str(error)
+    in_bucket = workdirs.in_bucket(where) and workdirs.is_of_bucket(error)
+    return isinstance(error, OSError) or told or in_bucket
 
 
 def write_json(path: epath.PathLike, content: Any) -> None:

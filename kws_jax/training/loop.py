@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -92,7 +92,7 @@ def train_stage(
     learning_rate: Callable[[int], float],
     rule: Rule = LENGTH,
     after_validation: Callable[[int, TrainState], None] = lambda step, state: None,
-    logs: Iterable[JsonLines] = (),
+    logs: Sequence[JsonLines] = (),
     later_stages: tuple[str, ...] = (),
 ) -> tuple[TrainState, dict[str, Any]]:
     """Runs a stage from its last checkpoint, or from `state`, to its end.
@@ -115,7 +115,8 @@ def train_stage(
         ends before its last step. It remembers by the notes alone, which are saved with
         each state, so a stage that is taken up again ends where it would have ended.
       after_validation: called with step and state after each validation.
-      logs: rewound to the step at which the stage is taken up.
+      logs: rewound to the step at which the stage is taken up, and flushed before a
+        state is saved.
       later_stages: names whose log lines a restart drops.
 
     Returns:
@@ -148,10 +149,15 @@ def train_stage(
     # A call of no steps goes straight to the validation that is still to be made.
     first = [range(start, start)] if unvalidated else []
 
+    def save_last(step: int, state: TrainState, notes: dict[str, Any]) -> None:
+        for log in logs:
+            log.flush()
+        checkpoints.save_last(step, state, notes)
+
     def save_on_request(step: int, state: TrainState, **more: Any) -> None:
         window.check_weights(step, state)
         seconds = time.monotonic() - began
-        checkpoints.save_last(step, state, {**notes, **more, "seconds": seconds})
+        save_last(step, state, {**notes, **more, "seconds": seconds})
 
     def saved(step: int) -> str:
         return f"step {step} of stage {plan.name!r} is saved"
@@ -186,7 +192,7 @@ def train_stage(
                 if verdict.best:
                     notes |= {"best_accuracy": measures["accuracy"], "best_step": step}
                     checkpoints.save_best(step, without_optimizers(state), notes)
-                checkpoints.save_last(step, state, notes)
+                save_last(step, state, notes)
                 if verdict.ends:
                     break
                 window.restart_clock()

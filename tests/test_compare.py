@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from kws_jax.comparison import page, tables
+from kws_jax.comparison import page, size_plot, tables
 from kws_jax.comparison.rows import read_rows
 from kws_jax.errors import UserError
 
@@ -274,3 +274,14 @@ def test_a_network_that_is_given_is_on_no_curve_of_a_search(tmp_path):
         (run / "config.json").write_text(json.dumps(config))
         groups += [row.group for row in read_rows([run])]
     assert groups == ["proxyless sinc60", "given sinc60", "mbconv sinc60"]
+
+
+def test_curves_are_of_searches_alone():
+    def lines(searched):
+        points = [
+            size_plot.Point("group", searched, name, 1000.0 * size, 2e6, 0.9)
+            for name, size in (("a", 1), ("b", 2))
+        ]
+        return size_plot.draw(points).count('class="line')
+
+    assert (lines(True), lines(False)) == (1, 0)

@@ -20,6 +20,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
     points = [
         size_plot.Point(
             group=row.group,
+            searched=row.searched,
             name=row.name,
             parameters=statistics.fmean(row.values("parameters")),
             macs=statistics.fmean(row.values("macs")),

@@ -44,7 +44,7 @@ class Row:
 
     @property
     def group(self) -> str:
-        """What the networks of one curve have in common: search and front end.
+        """What networks of one colour have in common: search, filter and front end.
 
         Networks whose layers the config names were found by no search of theirs.
         """
@@ -52,12 +52,19 @@ class Row:
         frontend = config.get("frontend") or {}
         sizes = ("num_filters", "num_coefficients", "num_mel")
         size = next((frontend[s] for s in sizes if s in frontend), "")
-        network, search = config["network"], config.get("search")
-        name = network["name"]
-        if search:
-            given = network.get("genotype") or network.get("layers")
-            name = "given" if given else search["method"]
+        name = config["network"]["name"]
+        if config.get("search"):
+            name = config["search"]["method"] if self.searched else "given"
+        front = (config.get("front_filter") or {}).get("name", "none")
+        name = name if front == "none" else f"{front} > {name}"
         return f"{name} {frontend.get('name', '')}{size}".rstrip()
+
+    @property
+    def searched(self) -> bool:
+        """Whether the network was found, and is one of a search's curve."""
+        network = self.runs[0].config["network"]
+        given = network.get("genotype") or network.get("layers")
+        return bool(self.runs[0].config.get("search")) and not given
 
     def values(self, metric: str, condition: str = "clean") -> list[float]:
         """A measure of the last stage's network in each run."""

@@ -14,9 +14,13 @@ _RADIUS = 22.0
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A network: its curve, its name, its size and its accuracy (a fraction)."""
+    """A network: what it belongs to, its name, its size and its accuracy (a fraction).
+
+    Those that a search has found are joined to a curve.
+    """
 
     group: str
+    searched: bool
     name: str
     parameters: float
     macs: float
@@ -52,8 +56,7 @@ def draw(points: Sequence[Point]) -> Markup:
 def _curve(chart: Chart, points: Sequence[Point], class_: str, largest: float) -> None:
     ordered = sorted(points, key=lambda point: point.parameters)
     places = [(p.parameters / 1000, 100 * p.accuracy) for p in ordered]
-    # Networks of one size are no curve.
-    if len({x for x, _ in places}) == len(places) > 1:
+    if len(places) > 1 and all(point.searched for point in points):
         chart.line(places, class_)
     for point, place in zip(ordered, places):
         x, y = chart.at(place)

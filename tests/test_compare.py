@@ -35,6 +35,7 @@ def make_run(folder, *, seed, network="tc_resnet8", right=90, noisy=0.5, label=L
         row("accuracy", 0.35, "far seen 20 dB"),
         row("frr@1fa/h", 0.25),
         row("frr@1fa/h", 0.99, split="validation"),
+        row("false_accept/unheard", 0.5),
         row("parameters", 1000, split="train"),
         row("macs", 2_000_000, split="train"),
         row("seconds", 90, split="train"),
@@ -70,6 +71,7 @@ def test_seeds_of_one_experiment_are_one_row_with_mean_and_deviation(tmp_path):
     assert values["far clean, %"] == "41.00"
     assert values["far seen noise, %"] == "32.50"
     assert values["missed at 1 FA/h, % (sd)"] == "25.00 (0.00)"
+    assert values["unheard words taken, % (sd)"] == "50.00 (0.00)"
     assert values["MACs"] == "2.00 M"
     assert values["train, min"] == "1.5"
     # What no row has.

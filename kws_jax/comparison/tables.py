@@ -16,6 +16,7 @@ _HEADS = (
     "far unseen noise, %",
     "missed at 1 FA/h, % (sd)",
     "missed at 10 FA/h, % (sd)",
+    "unheard words taken, % (sd)",
     "parameters",
     "MACs",
     "search, min",
@@ -33,7 +34,7 @@ def overview(rows: Sequence[Row], baseline: Row | None) -> str:
 
     Noise is the mean over the SNRs at which all rows were tested that know this kind of
     noise; missed are the keywords of the clean test stream, where `detection` was
-    measured.
+    measured, and taken for keywords are words that training was kept from.
     """
     lines = [_cells(row, rows) for row in rows]
     kept = [i for i, _ in enumerate(_HEADS) if any(c[i] != _NOTHING for c in lines)]
@@ -112,6 +113,7 @@ def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
         in_noise("far unseen"),
         _percent(row.values("frr@1fa/h"), spread=True),
         _percent(row.values("frr@10fa/h"), spread=True),
+        _percent(row.values("false_accept/unheard"), spread=True),
         f"{statistics.fmean(row.values('parameters')):,.0f}",
         f"{statistics.fmean(row.values('macs')) / 1e6:.2f} M",
         _minutes(row.seconds(last=False)),

@@ -4,7 +4,8 @@ Formats: `tflite` (for ai-edge-litert, also `--quantize=int8`), `onnx` (for
 onnxruntime), `stablehlo` (for JAX alone, any batch, on CPU, GPU and TPU), `packed`
 (quantised networks with their weights at their bits, for NumPy alone). Writes
 `W/export/kws.…`, runs it on test clips of the experiment's data and compares it with
-the network: the result is printed and kept in `W/export/F.json`. An artefact that
+the network: the result is printed and kept in `W/export/F.json`, with the time that one
+input takes on this machine (TensorFlow Lite and ONNX: on one core). An artefact that
 answers otherwise than its network, beyond the tolerance that stands there, ends the
 program with code 2.
 

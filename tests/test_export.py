@@ -111,6 +111,7 @@ def test_an_export_is_checked_on_the_test_clips(made):
     assert kept["accuracy"] == kept["network_accuracy"] == right.mean()
     assert kept["max_difference"] < 1e-5
     assert kept["equal_decisions"] == 1
+    assert 0 < kept["milliseconds"] < 10_000
     fewer = artefacts.export(parts, workdir, request(), 5, QUIET)
     assert fewer["clips"] == 5
 
@@ -179,6 +180,28 @@ def test_measures_are_those_of_their_names():
     broken = check.compare(artefact * np.nan, network, np.array([0, 0, 1, 0]))
     with pytest.raises(UserError, match="differ by up to nan"):
         check.refuse_mismatch(broken, check.INT8, "kws.tflite")
+
+
+def test_the_time_of_one_input_is_a_median_without_the_first_calls():
+    # Seconds that the calls take: the first three are not looked at.
+    takes = iter([100.0, 100.0, 100.0, 0.004, 0.001, 0.9, 0.002, 0.003])
+    now, given = [0.0], []
+
+    def run(one):
+        now[0] += next(takes)
+        given.append(one)
+
+    told = check.milliseconds(run, np.ones((1, 4)), times=5, clock=lambda: now[0])
+    assert told == pytest.approx(3.0)
+    assert len(given) == 8
+    slow = iter([0.0, 0.0, 0.0, 1.5, 1.0, 1.0])
+
+    def run_slowly(one):
+        now[0] += next(slow)
+
+    told = check.milliseconds(run_slowly, np.ones((1, 4)), clock=lambda: now[0])
+    assert told == pytest.approx(1250.0)
+    assert next(slow) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,11 @@ def export(
             writer.write(inference, request, local)
         artefact, size = writer.load(local), local.stat().st_size
         audio, truth = _clips(parts, _evenly(parts.task.test, clips))
+        inputs = _inputs(inference, request.input, audio)
         measures = check.compare(
-            artefact.run(_inputs(inference, request.input, audio)),
-            _probabilities(inference, audio),
-            truth,
+            artefact.run(inputs), _probabilities(inference, audio), truth
         )
+        measures["milliseconds"] = check.milliseconds(artefact.run, inputs[:1])
     allowed = check.tolerance_of(inference, request)
     told = {
         "artefact": path.name,
@@ -94,7 +94,8 @@ def _print(told: dict[str, Any], path: Path, console: Console) -> None:
         f"{path}: {told['bytes']:,} bytes\n"
         f"On {told['clips']:,} test clips: accuracy {told['accuracy']:.2%} (network "
         f"{told['network_accuracy']:.2%}), {told['equal_decisions']:.2%} equal "
-        f"decisions, probabilities differ by at most {told['max_difference']:.2g}"
+        f"decisions, probabilities differ by at most {told['max_difference']:.2g}\n"
+        f"One input takes {told['milliseconds']:.2f} ms on this machine (median)"
     )
 
 

@@ -1,7 +1,9 @@
 """Whether an artefact answers as the network that it was made from."""
 
 import dataclasses
-from collections.abc import Sequence
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +63,28 @@ def compare(
         "accuracy": float((decided == truth).mean()),
         "network_accuracy": float((expected == truth).mean()),
     }
+
+
+def milliseconds(
+    run: Callable[[np.ndarray], np.ndarray],
+    one: np.ndarray,
+    *,
+    times: int = 50,
+    at_most_s: float = 2.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """The median time of `run` for one input [1, …], after three that do not count.
+
+    Fewer `times` where they would take more than `at_most_s`, but one at least.
+    """
+    for _ in range(3):
+        run(one)
+    took: list[float] = []
+    while len(took) < times and (not took or sum(took) < at_most_s):
+        began = clock()
+        run(one)
+        took.append(clock() - began)
+    return 1000 * statistics.median(took)
 
 
 def refuse_mismatch(measures: dict[str, Any], allowed: Tolerance, path: Any) -> None:

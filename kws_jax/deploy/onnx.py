@@ -59,7 +59,10 @@ def write(inference: Inference, request: Request, path: Path) -> None:
 
 def load(path: Path) -> Artefact:
     """Reads the artefact for onnxruntime."""
-    session = onnxruntime.InferenceSession(path)
+    options = onnxruntime.SessionOptions()
+    # As on a small device; more threads only wait for each other in so small a network.
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(path, options)
     metadata = json.loads(session.get_modelmeta().custom_metadata_map[_METADATA])
 
     def run(inputs: np.ndarray) -> np.ndarray:

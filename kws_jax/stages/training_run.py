@@ -1,6 +1,8 @@
 """The training of a stage, from its batches to its rows of results."""
 
 import dataclasses
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from kws_jax import together
 from kws_jax.data.corpus import Split
 from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import result
@@ -17,6 +20,9 @@ from kws_jax.stages import cause, feeding, runner, validation
 from kws_jax.training.finiteness import NotFiniteError
 from kws_jax.training.loop import StagePlan
 from kws_jax.training.state import TrainState
+
+# Of the first running statistics, so much may be left in the end.
+_KEPT = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,8 @@ def run(
         cause too.
     """
     stage = parts.config.stages[index]
+    if index == 0 and together.is_first():
+        _tell_of_statistics(parts.config.network, plan.total_steps)
     feed = feeding.create_feed(
         parts,
         stage,
@@ -107,6 +115,25 @@ def run(
         )
         raise UserError(f"{error} {cause.explain(trained, error)}".strip()) from error
     return TrainingRun(parts, stage, plan, state, notes)
+
+
+def _tell_of_statistics(network: ConfigDict, steps: int) -> None:
+    """Tells where a network starts anew and has too few steps for its batch norms.
+
+    They begin with a variance of 1, beside which that of small activations is nothing,
+    so even a hundredth of it decides what validation and tests see.
+    """
+    momentum = network.get("batch_norm_momentum", 0.0)
+    kept = momentum**steps
+    if kept > _KEPT:
+        fitting = math.floor(1000 * _KEPT ** (1 / steps)) / 1000
+        print(
+            f"note: {steps} steps are few for config.network.batch_norm_momentum = "
+            f"{momentum:g}: the running statistics, with which networks are validated "
+            f"and tested, keep {kept:.1%} of their first values. Train longer, or set "
+            f"it to {fitting:g} or less.",
+            file=sys.stderr,
+        )
 
 
 def _train_rows(stage: str, measures: Mapping[str, Any]) -> list[dict[str, Any]]:

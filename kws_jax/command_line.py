@@ -24,6 +24,16 @@ def stop(message: object) -> NoReturn:
     distributed.leave(2, message)
 
 
+def out_of_reach(error: Exception) -> NoReturn:
+    """Ends the program with code 1, after which it may be tried again."""
+    print(
+        f"error: a bucket could not be read or written: {error}\nThe same command goes "
+        "on from what was saved.",
+        file=sys.stderr,
+    )
+    sys.exit(1)
+
+
 def interrupted(request: Interrupted) -> NoReturn:
     """Tells why the program ends, and ends it with the code of the request."""
     print(f"stopped by {request}", file=sys.stderr)
@@ -54,7 +64,7 @@ def run(
         except Exception as error:
             if not workdirs.is_of_bucket(error):
                 raise
-            stop(f"the bucket could not be read: {error}")
+            out_of_reach(error)
 
     def guarded(argv: list[str]) -> None:
         try:
@@ -69,11 +79,11 @@ def run(
             print(f"stopped by {now}", file=sys.stderr)
             distributed.leave(now.exit_code, now)
         except Exception as error:
-            if workdirs.is_of_bucket(error) and any("gs://" in a for a in sys.argv):
-                stop(f"the bucket could not be read or written: {error}")
-            if distributed.client() is None:
+            if distributed.client() is not None:
+                distributed.leave_after(error)
+            if not workdirs.is_of_bucket(error):
                 raise
-            distributed.leave_after(error)
+            out_of_reach(error)
 
     app.run(guarded, flags_parser=parse)
 

@@ -42,6 +42,8 @@ def main(argv: list[str]) -> None:
         if baseline is None:
             raise UserError(f"--baseline={_BASELINE.value} is not among the workdirs.")
     print(tables.overview(rows, baseline))
+    if told := tables.levels(rows):
+        print("\n" + told)
     if _NOISE.value:
         noise = tables.in_noise(rows, baseline)
         print("\n" + (noise or "None of them was tested in noise."))

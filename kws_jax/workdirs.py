@@ -44,19 +44,15 @@ def folder_of(address: str | Path) -> Path:
     return folder
 
 
-@functools.cache
 def _check_bucket(address: str) -> None:
-    """Asks Cloud Storage for the bucket, as Orbax does at each start."""
-    name = address.removeprefix(_BUCKETS).partition("/")[0]
+    """Raises UserError where the bucket of an address cannot be used."""
     try:
-        from google.cloud import storage
+        bucket = _bucket(address.removeprefix(_BUCKETS).partition("/")[0])
     except ImportError as error:
         raise UserError(
             f"{address} needs the extra 'gcs' ({error}): pip install -c "
             "constraints.txt -e '.[gcs]'"
         ) from error
-    try:
-        bucket = storage.Client().get_bucket(name)
     except Exception as error:  # Of google.auth, google.api_core, requests, …
         raise UserError(
             f"the bucket of {address} cannot be reached: {error}\nIs the name right, "
@@ -71,14 +67,20 @@ def _check_bucket(address: str) -> None:
         )
 
 
+@functools.cache
+def _bucket(name: str) -> Any:
+    """What Cloud Storage knows of a bucket, for which Orbax asks at each start too."""
+    from google.cloud import storage
+
+    return storage.Client().get_bucket(name)
+
+
 def is_of_bucket(error: BaseException) -> bool:
     """Whether an error is one of reading or writing a bucket."""
-    # TensorFlow's file system, Google's own library, and TensorStore.
-    of_library = type(error).__module__.startswith(
-        ("tensorflow.python.framework.errors", "google.")
-    )
-    told = isinstance(error, ValueError) and ("gs://" in str(error))
-    return of_library or told
+    module = type(error).__module__
+    # TensorFlow, by which epath reads and writes, and TensorStore name the object.
+    may_be = isinstance(error, ValueError) or module.startswith("tensorflow.")
+    return module.startswith("google.") or (may_be and _BUCKETS in str(error))
 
 
 def in_bucket(path: Any) -> bool:

@@ -44,7 +44,7 @@ while (($#)); do
     --python=*) python=${1#*=} ;;
     --nfs=*) nfs=${1#*=} ;;
     --bucket=gs://?*) bucket=${1#*=} extras=tpu,gcs ;;
-    --bucket=*) fail "${1#*=} is no bucket: give --bucket=gs://BUCKET/FOLDER." ;;
+    --bucket=*) fail "$1 names no bucket: give --bucket=gs://BUCKET/FOLDER." ;;
     --fetch=*) fetch=${1#*=} ;;
     --delete) delete=yes ;;
     --dry-run) dry_run=yes ;;
@@ -130,8 +130,12 @@ sudo mount -t nfs $nfs /mnt/kws_jax
 sudo chmod a+rwx /mnt/kws_jax"
 }
 
+# As where training has failed at once; the slice still costs, but has the only copy of the
+# workdir where neither a share nor a bucket holds it.
 nothing_fetched() {
-  echo "note: nothing was fetched." >&2
+  echo "note: nothing was fetched from $workdir." >&2
+  ((code)) || code=1
+  [[ -n $nfs$bucket ]] || delete=""
 }
 
 # KWS_JAX_CLUSTER=tpu: an error where the workers cannot find each other, instead of as
@@ -162,7 +166,6 @@ fi
 code=0
 train "$@" || code=$?
 run mkdir -p "$fetch"
-# Where training has failed at once there is nothing to fetch, and the slice still costs.
 if [[ -n $bucket ]]; then
   run gcloud storage cp --recursive "$workdir" "$fetch" || nothing_fetched
 else

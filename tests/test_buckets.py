@@ -10,6 +10,7 @@ from pathlib import Path
 
 import google.api_core.exceptions
 import google.cloud.storage
+import jax.numpy as jnp
 import pytest
 import tensorflow as tf
 from cloud_storage import Files, Server
@@ -18,7 +19,8 @@ from test_end_to_end import KEYWORDS, LABELS, ROOT, data_flags, write_words
 
 from kws_jax import workdirs
 from kws_jax.errors import UserError
-from kws_jax.training.checkpoints import saving
+from kws_jax.training import loop
+from kws_jax.training.checkpoints import StageCheckpoints, saving
 from kws_jax.training.logs import JsonLines
 from kws_jax.workdirs import folder_of, in_bucket
 
@@ -206,6 +208,13 @@ def test_addresses(reached):
         folder_of("s3://bucket/run")
 
 
+class _Flat:
+    """Cloud Storage with a bucket of the usual kind."""
+
+    def get_bucket(self, name):
+        return self
+
+
 class _Client:
     """Cloud Storage, as far as it is asked for a bucket."""
 
@@ -219,6 +228,7 @@ class _Client:
 
 def test_buckets_that_cannot_be_used_are_told(monkeypatch):
     monkeypatch.setattr(google.cloud.storage, "Client", _Client)
+    workdirs._bucket.cache_clear()
     with pytest.raises(
         UserError, match=r"gs://closed/a cannot be reached.*buckets\.get"
     ):
@@ -232,7 +242,7 @@ def test_buckets_that_cannot_be_used_are_told(monkeypatch):
 
 
 def test_errors_of_writing_to_a_bucket_are_told(reached):
-    denied = tf.errors.PermissionDeniedError(None, None, "PERMISSION_DENIED")
+    denied = tf.errors.PermissionDeniedError(None, None, "403: gs://bucket/a")
     errors = (
         denied,
         google.api_core.exceptions.Forbidden("no storage.objects.create"),
@@ -243,16 +253,60 @@ def test_errors_of_writing_to_a_bucket_are_told(reached):
         with told, saving(folder_of("gs://bucket/a")):
             raise error
     # Those of ours, and of TensorFlow in folders of this machine, stay what they are.
-    for error, place in ((ValueError("of ours"), "gs://bucket/a"), (denied, "here")):
+    ours = tf.errors.UnknownError(None, None, "MemoryError in a map")
+    for error, place in (
+        (ValueError("of ours"), "gs://bucket/a"),
+        (ours, "gs://bucket/a"),
+        (denied, "here"),
+    ):
         with pytest.raises(type(error)), saving(place):
             raise error
 
 
-def test_logs_are_written_when_a_state_is_saved(monkeypatch, reached):
-    server = Server()
+def test_a_checkpoint_out_of_reach_is_not_given_up(server, reached, monkeypatch):
+    mounted(server, monkeypatch)
+    checkpoints = StageCheckpoints(folder_of("gs://bucket/stage"))
+    for step in (1, 2):
+        checkpoints.save_last(step, {"a": jnp.ones(3)}, {})
+    kept = Files(server.address).names("stage/last/2/")
+
+    def refused(*arguments, **settings):
+        raise google.api_core.exceptions.ServiceUnavailable("503")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._last, "restore", refused)
+        with pytest.raises(UserError, match=r"last/2 cannot be read: 503 503\n.*again"):
+            checkpoints.restore_last({"a": jnp.zeros(3)})
+    assert Files(server.address).names("stage/last/2/") == kept
+    state, _ = checkpoints.restore_last({"a": jnp.zeros(3)})
+    assert state["a"].sum() == 3
+
+
+def mounted(server, monkeypatch):
+    """Lets epath, TensorStore and Orbax reach the server from this process."""
     monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
     monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Files(server.address))
-    log = JsonLines(folder_of("gs://bucket/log.jsonl"))
+    monkeypatch.setattr(google.cloud.storage, "Client", _Flat)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", server.address)
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+
+
+@pytest.fixture
+def log(monkeypatch, reached):
+    """A log in a bucket of its own, and the server that holds it."""
+    server = Server()
+    mounted(server, monkeypatch)
+    yield JsonLines(folder_of("gs://bucket/log.jsonl")), server
+    server.shutdown()
+
+
+def steps_in(server):
+    lines = Files(server.address).read("log.jsonl").splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
+def test_logs_are_written_when_a_state_is_saved(log):
+    log, server = log
     for step in range(100):
         log.append(stage="train", step=step)
     assert not server.written
@@ -262,7 +316,15 @@ def test_logs_are_written_when_a_state_is_saved(monkeypatch, reached):
     log._written -= 60
     log.append(stage="train", step=101)
     assert server.written == ["log.jsonl"] * 2
+    log.append(stage="train", step=102)
     log.rewind("train", 50)
-    lines = Files(server.address).read("log.jsonl").splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(51))
-    server.shutdown()
+    log.flush()
+    assert steps_in(server) == list(range(51))
+
+
+def test_logs_are_written_when_a_stage_ends_by_an_error(log):
+    log, server = log
+    log.append(stage="train", step=0)
+    with pytest.raises(ZeroDivisionError), loop._flushed([log]):
+        raise ZeroDivisionError
+    assert steps_in(server) == [0]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kws_jax.comparison import page, size_plot, tables
-from kws_jax.comparison.rows import read_rows
+from kws_jax.comparison.rows import OtherClipsError, read_rows
 from kws_jax.errors import UserError
 
 LABEL = np.arange(100) % 4
@@ -174,16 +174,36 @@ def test_other_noise_is_not_subtracted_and_clean_clips_are(tmp_path):
     assert told[2:] == ["70.00, other test", "50.00, other test", "60.00, other test"]
 
 
-def test_synthetic_clips_are_others_for_each_seed_of_the_data(tmp_path):
+@pytest.mark.parametrize("source", ["synthetic", "folder"])
+def test_clips_are_those_of_the_task_whatever_the_seed_of_the_training(
+    tmp_path, source
+):
     runs = [
         make_run(tmp_path / "a", seed=0),
         make_run(tmp_path / "b", seed=1, network="tc_resnet14"),
+        make_run(tmp_path / "c", seed=1, network="res15"),
     ]
-    for run in runs:
-        change(run, source="synthetic")
+    for run, task_seed in zip(runs, (0, 0, 1)):
+        change(run, source=source, task_seed=task_seed)
     rows = read_rows(runs)
-    last = tables.overview(rows, rows[0]).splitlines()[-1]
-    assert cells(last)[-1] == "other test"
+    lines = tables.overview(rows, rows[0]).splitlines()[2:]
+    told = [cells(line)[-1] for line in lines]
+    assert told == ["", "+0.00 (+0.00 … +0.00)", "other test"]
+
+
+def test_far_clips_are_in_other_rooms_under_another_seed_of_the_test(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", seed=0),
+        make_run(tmp_path / "b", seed=0, network="tc_resnet14"),
+    ]
+    for run, seed in zip(runs, (0, 1)):
+        config = json.loads((run / "config.json").read_text())
+        config["evaluation"] = {"seed": seed}
+        (run / "config.json").write_text(json.dumps(config))
+    one, other = read_rows(runs)
+    assert one.difference(other) is not None
+    with pytest.raises(OtherClipsError):
+        one.difference(other, ["far clean"])
 
 
 def test_means_are_over_the_noise_that_all_rows_know(tmp_path):
@@ -198,6 +218,9 @@ def test_means_are_over_the_noise_that_all_rows_know(tmp_path):
     lines = tables.overview(rows, None).splitlines()
     column = cells(lines[0]).index("unseen noise, %")
     assert [cells(line)[column] for line in lines[2:]] == ["70.00", "70.00"]
+    assert tables.levels(rows) == (
+        "Means in noise: unseen at 20 dB; far seen at 0 dB, 20 dB."
+    )
 
 
 def test_a_baseline_may_be_named_otherwise(tmp_path, monkeypatch):

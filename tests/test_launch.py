@@ -148,6 +148,21 @@ def test_where_nothing_can_be_fetched_the_slice_is_still_told(
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("code", [0, 75])
+def test_a_slice_with_the_only_copy_of_the_results_is_kept(stand_ins, tmp_path, code):
+    # The first of them is in the command of the training, too.
+    codes = {"kws_jax.main": code, "pod:kws_jax/runs/pod": 1, "gs://b/runs/pod": 1}
+    folder = stand_ins("gcloud", "git", "rm", codes=codes)
+    options = ("pod", "--zone=z", "--delete", f"--fetch={tmp_path}/got")
+    done = tpu_pod(folder, *options)
+    assert done.returncode == (code or 1)
+    assert "delete" not in verbs(calls(folder, "gcloud"))
+    assert "tpu-vm delete pod" in done.stdout
+    # A bucket has them still.
+    assert tpu_pod(folder, *options, "--bucket=gs://b/runs").returncode == (code or 1)
+    assert "delete" in calls(folder, "gcloud")[-1]
+
+
 def test_every_worker_gets_the_arguments_as_they_were_given(stand_ins, tmp_path):
     folder = stand_ins("gcloud", "git", "rm", codes={})
     done = tpu_pod(folder, "pod", "--zone=z", f"--fetch={tmp_path}/got")

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
+from kws_jax.comparison import size_plot
 from kws_jax.models.mbconv import layers_to_json
-from kws_jax.report import size_plot
 from kws_jax.report.entropy import entropy
 from kws_jax.report.filters import filters
 from kws_jax.report.network_drawing import draw_network
@@ -67,11 +67,11 @@ def test_filters_are_read_from_the_workdir(tmp_path):
 
 def test_dots_of_the_size_plot_have_areas_like_the_operations():
     points = [
-        size_plot.Point("a", "small", 20e3, 4e6, 0.93),
-        size_plot.Point("a", "large", 80e3, 16e6, 0.955),
-        size_plot.Point("b <i>", "other", 40e3, 9e6, 0.94),
+        size_plot.Point("a", True, "small", 20e3, 4e6, 0.93),
+        size_plot.Point("a", True, "large", 80e3, 16e6, 0.955),
+        size_plot.Point("b <i>", False, "other", 40e3, 9e6, 0.94),
     ]
-    page = size_plot.page(points)
+    page = size_plot.draw(points)
     dots = re.findall(r'cx="([\d.]+)" cy="([\d.]+)" r="([\d.]+)" style', page)
     x, y, r = np.array(dots, float).T
     np.testing.assert_allclose(r**2 / r[0] ** 2, [1, 4, 9 / 4], rtol=0.01)

@@ -19,12 +19,19 @@ from kws_jax.workdirs import in_bucket, read_arrays
 _OF_A_SEED = ("seed", "data.seed", "seeds_at_once")
 # Measures of the network that was trained, not of its test.
 _OF_TRAINING = ("parameters", "macs", "seconds")
-# What decides, beside the clips, what is heard in a test: by words of its name.
+# What decides what is heard in a test: in each, and by words of its name.
+_OF_EACH_TEST = (
+    *(f"data.{name}" for name in ("source", "protocol", "keywords", "silence")),
+    "data.task_seed",
+)
 _OF_A_TEST = {
     "dB": ("evaluation.seed", "data.noise_hours"),
     "seen": ("data.noise_seen", "data.noise_test_fraction"),
     "unseen": ("data.noise_unseen",),
-    "far": ("data.rooms", "data.rooms_test_fraction", "data.simulated_rooms"),
+    "far": (
+        *("evaluation.seed", "data.rooms"),
+        *("data.rooms_test_fraction", "data.simulated_rooms"),
+    ),
 }
 # A difference, and its 95 % interval, as fractions.
 Difference = tuple[float, tuple[float, float]]
@@ -136,15 +143,14 @@ class OtherClipsError(ValueError):
 def _test_of(run: Run, label: np.ndarray, conditions: Sequence[str]) -> str:
     """What tells tests apart, as far as their workdirs know it.
 
-    Recorded clips are those of another run where all their labels, in their order, are;
-    synthetic ones are others for each seed of the data.
+    Clips of one source and task whose labels are alike, one by one, are taken to be the
+    same.
     """
     fields = configs.fields(ConfigDict(run.config))
     test: dict[str, Any] = {"labels": label.tolist()}
-    if fields.get("data.source") == "synthetic":
-        test["seed"] = fields.get("data.seed")
     words = {word for condition in conditions for word in condition.split()}
-    for name in (name for word in words for name in _OF_A_TEST.get(word, ())):
+    names = {name for word in words for name in _OF_A_TEST.get(word, ())}
+    for name in names.union(_OF_EACH_TEST):
         test |= {n: v for n, v in fields.items() if f"{n}.".startswith(f"{name}.")}
     return json.dumps(test, sort_keys=True)
 

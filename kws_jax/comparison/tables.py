@@ -47,6 +47,16 @@ def overview(rows: Sequence[Row], baseline: Row | None) -> str:
     return _markdown(heads, cells)
 
 
+def levels(rows: Sequence[Row]) -> str:
+    """At which SNRs the means of `overview` are taken; '' where nothing is in noise."""
+    told: dict[str, list[str]] = {}
+    for kind in _kinds(rows):
+        names = [name.removeprefix(f"{kind} ") for name in _shared(rows, kind)]
+        told.setdefault(", ".join(names) or "none that all rows share", []).append(kind)
+    each = [f"{' and '.join(kinds)} at {names}" for names, kinds in told.items()]
+    return f"Means in noise: {'; '.join(each)}." if each else ""
+
+
 def in_noise(rows: Sequence[Row], baseline: Row | None) -> str:
     """For each kind of noise a table: a line for each row, a column for each SNR.
 
@@ -56,7 +66,7 @@ def in_noise(rows: Sequence[Row], baseline: Row | None) -> str:
     that know this kind of noise.
     """
     tables = []
-    for kind in dict.fromkeys(kind for row in rows for kind in row.kinds()):
+    for kind in _kinds(rows):
         tested = {snr for row in rows for snr in row.kinds().get(kind, [])}
         clean = "far clean" if kind.startswith("far ") else "clean"
         levels = sorted(tested, reverse=True)
@@ -73,6 +83,10 @@ def in_noise(rows: Sequence[Row], baseline: Row | None) -> str:
     if tables and baseline is not None:
         tables.append(NOTE)
     return "\n\n".join(tables)
+
+
+def _kinds(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(kind for row in rows for kind in row.kinds()))
 
 
 def _shared(rows: Sequence[Row], kind: str) -> list[str]:

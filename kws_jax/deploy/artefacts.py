@@ -53,7 +53,7 @@ def export(
     path = folder / FOLDER / request.file_name
     writer = writer_of(request.format)
     with _on_this_machine(path) as local:
-        with saving(path):
+        with saving(local):
             local.parent.mkdir(parents=True, exist_ok=True)
             writer.write(inference, request, local)
         artefact, size = writer.load(local), local.stat().st_size

@@ -99,6 +99,7 @@ def run(members: Sequence[Member], index: int, folder: Path) -> None:
     stage = first.config.stages[index]
     model = networks.create_network(first, members[0].folder)
     plan = runner.plan_of(first, index, len(first.task.train))
+    training_run.tell_of_statistics(first, index, plan)
     learner = create_learner(first, stage, model, plan)
     starts = [
         train.starting_state(m.parts, index, m.folder, model, learner.transformations)

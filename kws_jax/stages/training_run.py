@@ -85,8 +85,7 @@ def run(
         cause too.
     """
     stage = parts.config.stages[index]
-    if index == 0 and together.is_first():
-        _tell_of_statistics(parts.config.network, plan.total_steps)
+    tell_of_statistics(parts, index, plan)
     feed = feeding.create_feed(
         parts,
         stage,
@@ -117,23 +116,26 @@ def run(
     return TrainingRun(parts, stage, plan, state, notes)
 
 
-def _tell_of_statistics(network: ConfigDict, steps: int) -> None:
+def tell_of_statistics(parts: Parts, index: int, plan: StagePlan) -> None:
     """Tells where a network starts anew and has too few steps for its batch norms.
 
     They begin with a variance of 1, beside which that of small activations is nothing,
     so even a hundredth of it decides what validation and tests see.
     """
-    momentum = network.get("batch_norm_momentum", 0.0)
+    stage, steps = parts.config.stages[index], plan.total_steps
+    anew = stage.kind != "quantize" and not runner.follows_training(parts, index)
+    momentum = parts.config.network.get("batch_norm_momentum", 0.0)
     kept = momentum**steps
-    if kept > _KEPT:
-        fitting = math.floor(1000 * _KEPT ** (1 / steps)) / 1000
-        print(
-            f"note: {steps} steps are few for config.network.batch_norm_momentum = "
-            f"{momentum:g}: the running statistics, with which networks are validated "
-            f"and tested, keep {kept:.1%} of their first values. Train longer, or set "
-            f"it to {fitting:g} or less.",
-            file=sys.stderr,
-        )
+    if kept <= _KEPT or not anew or not together.is_first():
+        return
+    fitting = math.floor(1000 * _KEPT ** (1 / steps)) / 1000
+    print(
+        f"note: the {steps} steps of stage {stage.name!r} are few for "
+        f"config.network.batch_norm_momentum = {momentum:g}: the running statistics, "
+        f"with which networks are validated and tested, keep {kept:.1%} of their first "
+        f"values. Train longer, or set it to {fitting:g} or less.",
+        file=sys.stderr,
+    )
 
 
 def _train_rows(stage: str, measures: Mapping[str, Any]) -> list[dict[str, Any]]:

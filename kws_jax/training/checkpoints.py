@@ -55,9 +55,9 @@ class StageCheckpoints:
     def restore_last(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
         """The newest state and its notes, or None; `like` gives shapes and places.
 
-        A damaged one is told and removed, and the one before is taken, unless
-        `read_only`: then the stage is over, and what it ended with is asked for. Nor in
-        a bucket: objects do not take damage there, but may be out of reach for a while.
+        A damaged one is told and removed, and the one before is taken. Not so with
+        `read_only`, when the stage is over and what it ended with is asked for, and in
+        a bucket, where checkpoints take no damage but may be out of reach for a while.
 
         Raises:
           UserError: where none is whole and fits.
@@ -170,11 +170,16 @@ class StageCheckpoints:
     def _cannot_read(
         self, manager: ocp.CheckpointManager, step: int, error: Exception
     ) -> UserError:
+        where = manager.directory / str(step)
+        if workdirs.in_bucket(where) and workdirs.is_of_bucket(error):
+            return UserError(
+                f"The checkpoint {where} cannot be read: {_reason(error)}\nGive the "
+                "same command again when the bucket is in reach; nothing was removed."
+            )
         return UserError(
-            f"The checkpoint {manager.directory / str(step)} does not fit this "
-            f"experiment, is damaged or out of reach: {_reason(error)}\nUse another "
-            "--workdir, "
-            f"or remove {self.directory}: this stage is then trained anew."
+            f"The checkpoint {where} does not fit this experiment or is damaged: "
+            f"{_reason(error)}\nUse another --workdir, or remove {self.directory}: "
+            "this stage is then trained anew."
         )
 
 

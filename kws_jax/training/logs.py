@@ -28,6 +28,7 @@ class JsonLines:
         Called when a stage starts or is taken up again from a checkpoint at `step`. A
         half-written last line, left by a kill, goes too.
         """
+        self._waiting = ""
         if not self.path.exists():
             return
         kept = [

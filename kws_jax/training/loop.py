@@ -1,5 +1,6 @@
 """The loop that every stage runs: steps, logs, validation, checkpoints, resumption."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 
 from kws_jax import together
-from kws_jax.errors import Interrupted
+from kws_jax.errors import Interrupted, UserError
 from kws_jax.training import finiteness, preemption
 from kws_jax.training.checkpoints import StageCheckpoints
 from kws_jax.training.logs import JsonLines
@@ -162,7 +163,8 @@ def train_stage(
     def saved(step: int) -> str:
         return f"step {step} of stage {plan.name!r} is saved"
 
-    with preemption.answered_between_steps(), reporter(start) as report:
+    between = preemption.answered_between_steps()
+    with between, _flushed(logs), reporter(start) as report:
         for call in itertools.chain(first, plan.calls(start)):
             if call:
                 state, metrics = step_fn(state, next(batches))
@@ -201,6 +203,18 @@ def train_stage(
                     save_on_request(step, state, **window.untold())
                 preemption.stop(saved(step))
     return state, notes
+
+
+@contextlib.contextmanager
+def _flushed(logs: Sequence[JsonLines]) -> Iterator[None]:
+    """Has the logs written where a stage ends by an error, which they may explain."""
+    try:
+        yield
+    except Exception:
+        for log in logs:
+            with contextlib.suppress(UserError):
+                log.flush()
+        raise
 
 
 class _Window:

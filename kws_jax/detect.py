@@ -57,9 +57,9 @@ def main(argv: list[str]) -> None:
     config, folder = command_line.stored_experiment(argv, _WORKDIR.value, _GROUPS)
     logging.set_verbosity(logging.ERROR)
     if not _AUDIO.value:
-        from kws_jax import experiment
+        from kws_jax import measuring
 
-        experiment.detect(config, folder)
+        measuring.detect(config, folder)
         return
     answers = listen(config, folder, _AUDIO.value, _LABELS.value, _THRESHOLD.value)
     for answer in answers:

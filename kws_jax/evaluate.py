@@ -2,7 +2,8 @@
 
 `--data.FIELD=VALUE` and `--evaluation.FIELD=VALUE` change the data and the conditions,
 for example `--data.source=folder --data.dir=my_clips` or `--evaluation.snr_db=(15,0)`.
-Prints the accuracy in each condition; `--output=FILE` keeps rows as in results.json.
+Prints the accuracy in each condition; `--output=FILE` keeps rows as in results.json,
+`--output_dir=DIR` what `kws_jax.compare` reads.
 """
 
 from absl import flags
@@ -12,6 +13,9 @@ from kws_jax import command_line, distributed
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished experiment.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON file for the rows of results.")
 distributed.define_flags()
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", "", "New folder for kws_jax.compare, with the answers to each clip."
+)
 _GROUPS = ("data", "evaluation")
 
 
@@ -23,9 +27,9 @@ def main(argv: list[str]) -> None:
     """Checks the flags, then measures."""
     config, folder = command_line.stored_experiment(argv, _WORKDIR.value, _GROUPS)
     distributed.start_by_flags()
-    from kws_jax import experiment
+    from kws_jax import measuring
 
-    experiment.evaluate(config, folder, _OUTPUT.value)
+    measuring.evaluate(config, folder, _OUTPUT.value, _OUTPUT_DIR.value)
 
 
 if __name__ == "__main__":

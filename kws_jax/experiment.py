@@ -17,9 +17,9 @@ from kws_jax.data import pipeline
 from kws_jax.data.conditions import CLEAN
 from kws_jax.errors import UserError
 from kws_jax.evaluation import false_accepts, testing
-from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
+from kws_jax.parts import TASK_FILE, Parts, build_parts
 from kws_jax.report.page import write_report
-from kws_jax.report.terminal import print_detection, print_results, print_summary
+from kws_jax.report.terminal import print_summary
 from kws_jax.stages import (
     detection,
     dispatch,
@@ -27,7 +27,6 @@ from kws_jax.stages import (
     feeding,
     filters,
     networks,
-    runner,
 )
 from kws_jax.training import preemption
 from kws_jax.training.checkpoints import saving, write_arrays, write_json, write_text
@@ -104,7 +103,7 @@ def finish(
     parts: Parts, folder: Path, rows: list[dict[str, Any]], console: Console
 ) -> list[dict[str, Any]]:
     """The final test and the report; returns its rows after those of the stages."""
-    rows = rows + final_test(parts, folder, write=True)
+    rows = rows + final_test(parts, folder, folder)
     rows += detection.final_test(parts, folder, console)
     if together.is_first():
         write_json(folder / "results.json", rows)
@@ -153,90 +152,16 @@ def claim_workdir(parts: Parts, folder: Path) -> None:
     together.wait("claim of the workdir")
 
 
-def evaluate(config: ConfigDict, folder: Path, output: str) -> list[dict[str, Any]]:
-    """Tests the trained network of `folder` on the data and conditions of `config`.
-
-    Prints a table; writes the rows to the file `output`, if named. Nothing in `folder`
-    changes.
-
-    Raises:
-      UserError: where the data has other labels than the network.
-    """
-    console = Console(highlight=False)
-    logging.set_verbosity(logging.ERROR)
-    parts = parts_of_trained(config, folder, console)
-    rows = final_test(parts, folder, write=False)
-    if together.is_first():
-        print_results(rows, console)
-        if output:
-            write_json(output, rows)
-    return rows
-
-
-def detect(config: ConfigDict, folder: Path) -> None:
-    """Measures the trained network of `folder` on continuous audio of its data.
-
-    Writes `detection.json` with the threshold, puts the rows into `results.json` in
-    place of former ones, and draws the report anew.
-
-    Raises:
-      UserError: where the data has other labels than the network, or its clips make no
-        such audio.
-    """
-    console = Console(highlight=False)
-    logging.set_verbosity(logging.ERROR)
-    parts = parts_of_trained(config, folder, console)
-    with WorkdirLock(folder):
-        _detect(parts, folder, console)
-
-
-def _detect(parts: Parts, folder: Path, console: Console) -> None:
-    rows = detection.measure(parts, folder, console)
-    results = folder / "results.json"
-    if not results.exists():
-        raise UserError(
-            f"{folder} holds no results.json: its final test has not been run. Run "
-            "kws_jax.main with this --workdir first."
-        )
-    kept = [row for row in json.loads(results.read_text()) if not detection.is_row(row)]
-    write_json(results, kept + rows)
-    with saving(folder / "report.html"):
-        write_report(folder)
-    print_detection(folder, console)
-
-
-def parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Parts:
-    """The parts of `config`, if its labels are those of the network in `folder`."""
-    trained = load_setup(folder)
-    runner.last_finished(trained, folder)
-    parts = build_parts(config, console)
-    if parts.labels != trained.labels:
-        raise UserError(
-            f"The network knows the labels {', '.join(trained.labels)}; this data has "
-            f"{', '.join(parts.labels)}. Choose data.keywords and data.protocol so "
-            "that they agree, in the same order."
-        )
-    heard = set(configs.words(config.data.unheard_words))
-    heard -= set(configs.words(trained.config.data.unheard_words))
-    stored = json.loads((folder / TASK_FILE).read_text())
-    if heard and parts.fingerprint == stored["fingerprint"]:
-        raise UserError(
-            f"data.unheard_words names {', '.join(sorted(heard))}, which were not kept "
-            "from training in this workdir. Train again with them in "
-            "config.data.unheard_words, or leave them out here."
-        )
-    return parts
-
-
-def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any]]:
+def final_test(
+    parts: Parts, folder: Path, into: Path | None = None
+) -> list[dict[str, Any]]:
     """Tests the best network of the last stage: clean, in noise, on other words.
 
     A quantised network's accuracies before, in float, are rows of their own metric.
 
-    With `write`, leaves `evaluation.json` (labels, confusion matrices),
-    `predictions.npz` (the true and the predicted label of each test clip, by condition)
-    and, of a learned front end, `filters.json` in `folder`, and `embeddings.npz` where
-    they are asked for.
+    Leaves `evaluation.json` (labels, confusion matrices), `predictions.npz` (the true
+    and the predicted label of each test clip, by condition) and, of a learned front
+    end, `filters.json` in `into`, and `embeddings.npz` where they are asked for.
     """
     network = dispatch.finished_network(parts, folder)
     test = functools.partial(
@@ -268,14 +193,14 @@ def final_test(parts: Parts, folder: Path, *, write: bool) -> list[dict[str, Any
         labels=parts.labels,
         keywords=len(parts.keywords),
     )
-    if write:
-        filters.keep_filters(parts, network, folder)
-    if write and together.is_first():
+    if into is not None:
+        filters.keep_filters(parts, network, into)
+    if into is not None and together.is_first():
         write_json(
-            folder / "evaluation.json",
+            into / "evaluation.json",
             {"labels": parts.labels, "confusion": confusion},
         )
-        write_arrays(folder / "predictions.npz", predictions)
+        write_arrays(into / "predictions.npz", predictions)
     if embeddings.asked_for(parts.config):
-        rows += embeddings.measure(parts, network, folder if write else None)
+        rows += embeddings.measure(parts, network, into)
     return rows

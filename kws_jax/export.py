@@ -44,11 +44,11 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     from rich.console import Console
 
-    from kws_jax import experiment
+    from kws_jax import measuring
     from kws_jax.deploy import artefacts
 
     console = Console(highlight=False)
-    parts = experiment.parts_of_trained(config, folder, console)
+    parts = measuring.parts_of_trained(config, folder, console)
     artefacts.export(parts, folder, request, _CLIPS.value, console)
 
 

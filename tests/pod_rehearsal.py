@@ -117,7 +117,7 @@ def run(case, steps, out, stages=None):
     for index in range(len(parts.config.stages)) if stages is None else stages:
         rows += dispatch.run(parts, index, folder)
     if parts.config.stages[-1].kind != "search" and stages is None:
-        rows += experiment.final_test(parts, folder, write=True)
+        rows += experiment.final_test(parts, folder, folder)
     runner.run_stage = run_stage
     if together.is_first():
         np.savez(out / f"{case}.npz", **states)

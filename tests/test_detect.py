@@ -12,7 +12,7 @@ from rich.console import Console
 from test_end_to_end import KEYWORDS, WORDS, write_words
 
 from configs import tc_resnet
-from kws_jax import detect, experiment
+from kws_jax import detect, experiment, measuring
 from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import wilson_interval
 from kws_jax.parts import build_parts
@@ -215,7 +215,7 @@ def test_the_command_keeps_rows_and_draws_the_report(workdir, made, capsys):
     other |= {"metric": "accuracy", "value": 0.9, "count": 20}
     former = other | {"metric": "frr@1fa/h"}
     (workdir / "results.json").write_text(json.dumps([other, former]))
-    experiment.detect(made[0].config, workdir)
+    measuring.detect(made[0].config, workdir)
     rows = json.loads((workdir / "results.json").read_text())
     assert rows[0] == other
     assert rows[1:] == detection.load(workdir)["rows"]
@@ -234,7 +234,7 @@ def test_words_that_training_heard_are_not_called_unheard_later(made, workdir):
     config = made[0].config.copy_and_resolve_references()
     config.data.unheard_words = "tree"
     with pytest.raises(UserError, match="names tree, which were not kept from"):
-        experiment.evaluate(config, workdir, "")
+        measuring.evaluate(config, workdir)
 
 
 def test_a_report_without_detection_has_no_such_section(made, workdir):

@@ -390,6 +390,32 @@ def test_evaluate_measures_again_under_other_conditions(trained, run, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
+def test_what_evaluate_keeps_is_compared(trained, run, tmp_path):
+    kept = tmp_path / "kept"
+    ask = ("evaluate", f"--workdir={trained}", f"--output_dir={kept}")
+    code, _, err = run(*ask, "--evaluation.snr_db=(10,-5)")
+    assert code == 0, err
+    both = (str(trained), str(kept), "--noise", f"--baseline={trained}")
+    code, out, err = run("compare", *both)
+    assert code == 0, err
+    # What is tested alike in both is no different; what was not tested is not told.
+    clean = next(
+        row["value"]
+        for row in rows_of(trained)
+        if (row["split"], row["condition"], row["metric"])
+        == ("test", "clean", "accuracy")
+    )
+    assert out.count(f"{100 * clean:.2f}") >= 2, out
+    assert "+0.00 (+0.00 … +0.00)" in out.replace("−", "+"), out
+    (of_training,) = {
+        row["value"] for row in rows_of(trained) if row["metric"] == "parameters"
+    }
+    assert out.count(f"{of_training:,.0f}") == 2, out
+    code, _, err = run(*ask)
+    assert code == 2
+    assert "holds something already: name a new folder" in _one_message(err)
+
+
 def test_evaluate_refuses_data_with_other_labels(trained, run):
     code, _, err = run(
         "evaluate", f"--workdir={trained}", "--data.keywords=up,down,cat"

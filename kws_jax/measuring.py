@@ -1,0 +1,132 @@
+"""What is measured anew of an experiment that is trained already."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from kws_jax import config as configs
+from kws_jax import experiment, together
+from kws_jax.errors import UserError
+from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
+from kws_jax.report.page import write_report
+from kws_jax.report.terminal import print_detection, print_results
+from kws_jax.stages import detection, runner
+from kws_jax.training.checkpoints import saving, write_json, write_text
+from kws_jax.training.workdir_lock import WorkdirLock
+from kws_jax.workdirs import folder_of
+
+
+def evaluate(
+    config: ConfigDict, folder: Path, output: str = "", output_dir: str = ""
+) -> list[dict[str, Any]]:
+    """Tests the trained network of `folder` on the data and conditions of `config`.
+
+    Prints a table; writes the rows to the file `output`, if named. Leaves in
+    `output_dir`, if named, what `kws_jax.compare` reads of a workdir: `config`, the
+    answers to each clip, and the rows after those of the training (parameters,
+    operations, seconds). Nothing in `folder` changes.
+
+    Raises:
+      UserError: where the data has other labels than the network, or `output_dir` holds
+        something already.
+    """
+    console = Console(highlight=False)
+    logging.set_verbosity(logging.ERROR)
+    into = _fresh_folder(output_dir) if output_dir else None
+    parts = parts_of_trained(config, folder, console)
+    rows = experiment.final_test(parts, folder, into)
+    if together.is_first():
+        print_results(rows, console)
+        if output:
+            write_json(output, rows)
+        if into is not None:
+            _keep(parts.config, rows, folder, into)
+    return rows
+
+
+def _fresh_folder(address: str) -> Path:
+    """The folder of an address, in which nothing is yet; made where there is none."""
+    folder = folder_of(address)
+    # Before any process has written into it: the test itself is made by all together.
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"--output_dir={address} holds something already: name a new folder."
+        )
+    together.wait("look at the folder of an evaluation")
+    if together.is_first():
+        with saving(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _keep(
+    config: ConfigDict, rows: list[dict[str, Any]], folder: Path, into: Path
+) -> None:
+    """Makes of `into`, in which the answers are, what `compare` can read."""
+    write_text(into / "config.json", configs.to_json(config))
+    results = folder / "results.json"
+    stored = json.loads(results.read_text()) if results.exists() else []
+    training = [row for row in stored if row["split"] == "train"]
+    write_json(into / "results.json", training + rows)
+    genotype = folder / "genotype.json"
+    if genotype.exists():
+        write_text(into / genotype.name, genotype.read_text())
+
+
+def detect(config: ConfigDict, folder: Path) -> None:
+    """Measures the trained network of `folder` on continuous audio of its data.
+
+    Writes `detection.json` with the threshold, puts the rows into `results.json` in
+    place of former ones, and draws the report anew.
+
+    Raises:
+      UserError: where the data has other labels than the network, or its clips make no
+        such audio.
+    """
+    console = Console(highlight=False)
+    logging.set_verbosity(logging.ERROR)
+    parts = parts_of_trained(config, folder, console)
+    with WorkdirLock(folder):
+        _detect(parts, folder, console)
+
+
+def _detect(parts: Parts, folder: Path, console: Console) -> None:
+    rows = detection.measure(parts, folder, console)
+    results = folder / "results.json"
+    if not results.exists():
+        raise UserError(
+            f"{folder} holds no results.json: its final test has not been run. Run "
+            "kws_jax.main with this --workdir first."
+        )
+    kept = [row for row in json.loads(results.read_text()) if not detection.is_row(row)]
+    write_json(results, kept + rows)
+    with saving(folder / "report.html"):
+        write_report(folder)
+    print_detection(folder, console)
+
+
+def parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Parts:
+    """The parts of `config`, if its labels are those of the network in `folder`."""
+    trained = load_setup(folder)
+    runner.last_finished(trained, folder)
+    parts = build_parts(config, console)
+    if parts.labels != trained.labels:
+        raise UserError(
+            f"The network knows the labels {', '.join(trained.labels)}; this data has "
+            f"{', '.join(parts.labels)}. Choose data.keywords and data.protocol so "
+            "that they agree, in the same order."
+        )
+    heard = set(configs.words(config.data.unheard_words))
+    heard -= set(configs.words(trained.config.data.unheard_words))
+    stored = json.loads((folder / TASK_FILE).read_text())
+    if heard and parts.fingerprint == stored["fingerprint"]:
+        raise UserError(
+            f"data.unheard_words names {', '.join(sorted(heard))}, which were not kept "
+            "from training in this workdir. Train again with them in "
+            "config.data.unheard_words, or leave them out here."
+        )
+    return parts

@@ -261,10 +261,14 @@ def leave_after(error: BaseException) -> NoReturn:
 
 def _watch() -> None:
     """Ends this process when another tells that it has failed."""
-    try:
-        told = client().blocking_key_value_get(_FAILURE, _DAY_MS)
-    except RuntimeError:
-        return
+    told = None
+    while told is None:
+        try:
+            told = client().blocking_key_value_get(_FAILURE, _DAY_MS)
+        except RuntimeError as error:
+            # A day is over, and the run may last for weeks; else the program ends.
+            if "DEADLINE_EXCEEDED" not in str(error):
+                return
     import jax
 
     number, code, message = json.loads(told)

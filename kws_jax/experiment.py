@@ -92,6 +92,8 @@ def prepare(
     detection.check(parts)
     check(parts)
     lock.take(make=True)
+    # While the data was opened, another run may have begun there, and ended.
+    check_workdir(config, folder)
     claim_workdir(parts, folder)
     if together.is_first():
         write_json(folder / "command.json", list(arguments))

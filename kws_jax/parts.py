@@ -26,6 +26,8 @@ from kws_jax.training import sharding
 TASK_FILE = "task.json"
 # Between the seeds of two streams, so that no user's seed of one is that of another.
 _STREAM_STRIDE = 2**32
+# No stage has so many streams.
+_STREAMS_OF_A_STAGE = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +111,14 @@ class Parts(OpenedData, Setup):
     def selection(
         self, split: Split, stage: ConfigDict, *, stream: int = 0, whole: bool = False
     ) -> Callable[[int], draws.Selection]:
-        """What `train_batches` selects at a step: a process's share, or the `whole`."""
-        drawing = {"seed": self.config.data.seed + stream * _STREAM_STRIDE}
+        """What `train_batches` selects at a step: a process's share, or the `whole`.
+
+        Each stage counts its steps from 0 and has draws of its own: else later stages
+        would hear the order, shifts and pieces of noise of the first one again.
+        """
+        number = [each.name for each in self.config.stages].index(stage.name)
+        stride = (number * _STREAMS_OF_A_STAGE + stream) * _STREAM_STRIDE
+        drawing = {"seed": self.config.data.seed + stride}
         drawing |= {} if whole else _processes()
         if stage.kind == "embed":
             return tuples.tuple_selection(

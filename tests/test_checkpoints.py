@@ -19,6 +19,7 @@ import optax
 import pytest
 from etils import epath
 
+from kws_jax import together
 from kws_jax.errors import UserError
 from kws_jax.training import checkpoints
 from kws_jax.training.checkpoints import StageCheckpoints, write_json
@@ -30,6 +31,7 @@ from kws_jax.training.state import (
     create_train_state,
     without_optimizers,
 )
+from kws_jax.training.tensorboard import TensorBoard
 
 TRANSFORMATIONS = {WEIGHTS: optax.sgd(0.1, 0.9), ARCHITECTURE: optax.adam(1e-3)}
 
@@ -112,6 +114,36 @@ def test_the_same_step_may_be_saved_again(tmp_path, open_at):
     best, notes = open_at(tmp_path).restore_best(make_state())
     chex.assert_trees_all_equal(best, make_state(2))
     assert notes == {"second": True}
+
+
+def test_the_best_state_is_not_removed_to_be_saved_again(tmp_path, open_at):
+    open_at(tmp_path).save_best(4, make_state(1), {"seconds": 1.0})
+    place = tmp_path / "best" / "4"
+    made = place.stat().st_ino
+    open_at(tmp_path).save_best(4, make_state(1), {"seconds": 2.0})
+    assert place.stat().st_ino == made
+    assert open_at(tmp_path).restore_best(make_state())[1] == {"seconds": 1.0}
+
+
+def test_a_damaged_best_state_is_saved_anew(tmp_path, open_at):
+    open_at(tmp_path).save_best(4, make_state(1), {})
+    for file in (tmp_path / "best" / "4" / "notes").iterdir():
+        file.write_bytes(b"")
+    open_at(tmp_path).save_best(4, make_state(1), {})
+    best, _ = open_at(tmp_path).restore_best(make_state())
+    chex.assert_trees_all_equal(best, make_state(1))
+
+
+def test_what_another_process_cannot_read_is_not_taken(
+    saved, tmp_path, open_at, monkeypatch
+):
+    folder = shutil.copytree(saved, tmp_path / "stage")
+    # The other one fails at the first that is tried, the newest.
+    of_another = iter([True, False])
+    monkeypatch.setattr(together, "any_of", lambda here: here or next(of_another))
+    restored, notes = open_at(folder).restore_last(make_state())
+    assert notes == {"step": 5}
+    chex.assert_trees_all_equal(restored, make_state(5))
 
 
 def test_reading_changes_nothing(saved, tmp_path, open_at):
@@ -381,3 +413,9 @@ def test_rewind_drops_later_and_half_written_lines(
 def test_rewinding_a_log_that_is_not_there_makes_none(tmp_path):
     JsonLines(tmp_path / "metrics.jsonl").rewind("search", 0)
     assert not [*tmp_path.iterdir()]
+
+
+def test_curves_that_cannot_be_written_are_told(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file in the folder's place")
+    with pytest.raises(UserError, match=r"Could not write to .*tensorboard"):
+        TensorBoard(tmp_path / "tensorboard")

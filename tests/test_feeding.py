@@ -38,6 +38,21 @@ def trained(folder, **changes):
     return jax.device_get(state)
 
 
+def test_no_stage_hears_the_draws_of_another():
+    config = tiny_config()
+    first = config.stages[0]
+    second = first.copy_and_resolve_references()
+    second.name = "second"
+    config.stages = (first, second)
+    parts = tiny_parts(config)
+    select = [parts.selection(parts.task.train, stage) for stage in (first, second)]
+    for step in (0, 5):
+        one, other = (each(step) for each in select)
+        assert (one.positions != other.positions).any()
+        # Their shifts, noises and pieces of them.
+        assert not (one.uniforms == other.uniforms).any()
+
+
 @pytest.fixture(scope="module")
 def in_calls_of_four(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("four"), on_device=True, steps_per_call=4)

@@ -289,6 +289,33 @@ def test_a_process_that_nobody_asked_for_others_is_alone():
     assert distributed.client() is None
 
 
+class Coordinator:
+    """One that has heard of no failure for a day, and then of one, or of its end."""
+
+    def __init__(self, then):
+        self.answers = [RuntimeError("DEADLINE_EXCEEDED: a day is over"), then]
+
+    def blocking_key_value_get(self, key, milliseconds):
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("then", "codes"),
+    [('[1, 2, "a wrong flag"]', [2]), (RuntimeError("UNAVAILABLE: it has ended"), [])],
+)
+def test_a_failure_is_heard_of_after_a_day_too(then, codes, monkeypatch, capsys):
+    ended, coordinator = [], Coordinator(then)
+    monkeypatch.setattr(distributed, "client", lambda: coordinator)
+    monkeypatch.setattr(distributed, "_exit", ended.append)
+    monkeypatch.setattr(distributed, "_FAREWELL_SECONDS", 0)
+    distributed._watch()
+    assert ended == codes
+    assert ("a wrong flag" in capsys.readouterr().err) == bool(codes)
+
+
 def scaled(rule, **changes):
     config = tc_resnet.get_config("8").unlock()
     config.update(batch_size_of="device", learning_rate_scaling=rule, **changes)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from configs import tc_resnet
+from kws_jax import config as configs
 from kws_jax import experiment
 from kws_jax.errors import UserError
 from kws_jax.training.workdir_lock import LOCK_FILE, WorkdirLock
@@ -39,6 +40,23 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path):
     first.communicate()
     with WorkdirLock(tmp_path):
         pass
+
+
+def test_a_workdir_that_another_run_takes_meanwhile_is_not_overwritten(
+    tmp_path, monkeypatch
+):
+    one = tc_resnet.get_config("8")
+    other = tc_resnet.get_config("14")
+
+    def opened(config, console):
+        (tmp_path / "config.json").write_text(configs.to_json(other))
+
+    monkeypatch.setattr(experiment, "build_parts", opened)
+    monkeypatch.setattr(experiment.dispatch, "check", lambda parts, folder: None)
+    monkeypatch.setattr(experiment.detection, "check", lambda parts: None)
+    with pytest.raises(UserError, match="belongs to another experiment"):
+        experiment.run(one, str(tmp_path))
+    assert (tmp_path / "config.json").read_text() == configs.to_json(other)
 
 
 def test_a_lock_is_given_back_and_no_folder_is_made_too_early(tmp_path):

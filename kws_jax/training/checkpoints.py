@@ -23,6 +23,7 @@ PyTree = Any
 _ITEM, _NOTES = "state", "notes"
 # Among the saved notes: the digests of state and notes, by the names above.
 _DIGESTS = "digests"
+_NOTES_ALONE = ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()})
 
 
 @dataclasses.dataclass
@@ -50,7 +51,10 @@ class StageCheckpoints:
 
     def save_best(self, step: int, state: PyTree, notes: dict[str, Any]) -> None:
         """Saves the state that is the best so far."""
-        self._save(self._best, step, state, notes)
+        # A run that was killed after this comes here again. Of the best there is but
+        # one, which must not be removed to be written anew.
+        if not together.agreed(self._is_best(step, state)):
+            self._save(self._best, step, state, notes)
 
     def restore_last(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
         """The newest state and its notes, or None; `like` gives shapes and places.
@@ -70,9 +74,11 @@ class StageCheckpoints:
                 restored = self._read(self._last, step, like)
             except Exception as error:  # Whatever Orbax makes of changed bytes.
                 damaged[step] = error
-            else:
+            # A file system may fail one process alone, and all must go on alike.
+            if not together.any_of(step in damaged):
                 self._remove(damaged, step)
                 return restored
+            damaged.setdefault(step, ValueError("another process cannot read it"))
         for step, reason in damaged.items():
             raise self._cannot_read(self._last, step, reason) from reason
         return None
@@ -100,9 +106,8 @@ class StageCheckpoints:
         step = self._last.latest_step()
         if step is None:
             return {}
-        items = ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()})
         try:
-            return _checked(self._last.restore(step, args=items)[_NOTES])[0]
+            return _checked(self._last.restore(step, args=_NOTES_ALONE)[_NOTES])[0]
         except Exception as error:
             raise self._cannot_read(self._last, step, error) from error
 
@@ -136,6 +141,16 @@ class StageCheckpoints:
                 manager.delete(step)
             manager.save(step, args=items, force=True)
             manager.wait_until_finished()
+
+    def _is_best(self, step: int, state: PyTree) -> bool:
+        """Whether the best state is saved already, and is this one."""
+        if self._best.latest_step() != step:
+            return False
+        try:
+            saved = _checked(self._best.restore(step, args=_NOTES_ALONE)[_NOTES])
+        except Exception:  # Whatever Orbax makes of changed bytes: it is written anew.
+            return False
+        return saved[1] == sharding.digest(state)
 
     def _read(
         self, manager: ocp.CheckpointManager, step: int, like: PyTree

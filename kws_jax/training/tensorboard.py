@@ -10,14 +10,19 @@ from kws_jax.training.checkpoints import saving
 
 
 class TensorBoard:
-    """Writes scalars under `directory`."""
+    """Writes scalars under `directory`.
+
+    Raises:
+      UserError: where it cannot be made.
+    """
 
     def __init__(self, directory: epath.PathLike) -> None:
         # Imported here: TensorFlow takes seconds, and only process 0 of a run needs it.
         import tensorflow as tf
 
         self._tf, self._directory = tf, directory
-        self._writer: Any = tf.summary.create_file_writer(str(directory))
+        with self._saving():
+            self._writer: Any = tf.summary.create_file_writer(str(directory))
 
     def write(self, prefix: str, step: int, metrics: Mapping[str, float]) -> None:
         """Adds each value under `prefix/name` at `step`.

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from kws_jax import config_fields, recipes, scaling
 from kws_jax.errors import UserError, nearest
+from kws_jax.workdirs import read_json
 
 SOURCES = ("tfds", "folder", "synthetic")
 STAGE_KINDS = (
@@ -250,12 +251,7 @@ def load_workdir(workdir: Path) -> ConfigDict:
             f"--workdir={workdir} holds no experiment (there is no config.json); give "
             "the workdir of a run of kws_jax.main."
         )
-    try:
-        return ConfigDict(_tuples(json.loads(path.read_text())))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); restore it, or choose another --workdir."
-        ) from error
+    return ConfigDict(_tuples(read_json(path)))
 
 
 def seed_folders(config: ConfigDict, workdir: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """An experiment from its config to its report: stages, final test, results."""
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from kws_jax.stages import (
 from kws_jax.training import preemption
 from kws_jax.training.checkpoints import saving, write_arrays, write_json, write_text
 from kws_jax.training.workdir_lock import WorkdirLock
-from kws_jax.workdirs import folder_of
+from kws_jax.workdirs import folder_of, read_json
 
 
 def run(
@@ -137,7 +136,7 @@ def claim_workdir(parts: Parts, folder: Path) -> None:
     task = {"labels": list(parts.labels), "fingerprint": parts.fingerprint}
     together.check_same("data", task)
     if (folder / TASK_FILE).exists():
-        stored = json.loads((folder / TASK_FILE).read_text())
+        stored = read_json(folder / TASK_FILE)
         if stored != task:
             raise UserError(
                 f"--workdir={folder} was started on other data (other clips, "

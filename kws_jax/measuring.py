@@ -1,6 +1,5 @@
 """What is measured anew of an experiment that is trained already."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from kws_jax.report.terminal import print_detection, print_results
 from kws_jax.stages import detection, runner
 from kws_jax.training.checkpoints import saving, write_json, write_text
 from kws_jax.training.workdir_lock import WorkdirLock
-from kws_jax.workdirs import folder_of
+from kws_jax.workdirs import folder_of, read_json
 
 
 def evaluate(
@@ -69,7 +68,7 @@ def _keep(
     """Makes of `into`, in which the answers are, what `compare` can read."""
     write_text(into / "config.json", configs.to_json(config))
     results = folder / "results.json"
-    stored = json.loads(results.read_text()) if results.exists() else []
+    stored = read_json(results) if results.exists() else []
     training = [row for row in stored if row["split"] == "train"]
     write_json(into / "results.json", training + rows)
     genotype = folder / "genotype.json"
@@ -102,7 +101,7 @@ def _detect(parts: Parts, folder: Path, console: Console) -> None:
             f"{folder} holds no results.json: its final test has not been run. Run "
             "kws_jax.main with this --workdir first."
         )
-    kept = [row for row in json.loads(results.read_text()) if not detection.is_row(row)]
+    kept = [row for row in read_json(results) if not detection.is_row(row)]
     write_json(results, kept + rows)
     with saving(folder / "report.html"):
         write_report(folder)
@@ -122,7 +121,7 @@ def parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Part
         )
     heard = set(configs.words(config.data.unheard_words))
     heard -= set(configs.words(trained.config.data.unheard_words))
-    stored = json.loads((folder / TASK_FILE).read_text())
+    stored = read_json(folder / TASK_FILE)
     if heard and parts.fingerprint == stored["fingerprint"]:
         raise UserError(
             f"data.unheard_words names {', '.join(sorted(heard))}, which were not kept "

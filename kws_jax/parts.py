@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from kws_jax.errors import UserError
 from kws_jax.frontends.registry import Frontend, create_frontend
 from kws_jax.opening import OpenedData, open_data
 from kws_jax.training import sharding
+from kws_jax.workdirs import read_json
 
 TASK_FILE = "task.json"
 # Between the seeds of two streams, so that no user's seed of one is that of another.
@@ -243,7 +243,7 @@ def load_setup(folder: Path) -> Setup:
         )
     return Setup(
         config=config,
-        labels=tuple(json.loads(task.read_text())["labels"]),
+        labels=tuple(read_json(task)["labels"]),
         frontend=_frontend(config),
         mesh=sharding.data_mesh(),
     )

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,20 @@ def write_whole(path: Any, content: bytes) -> None:
         # On a full disk it takes what little room there is.
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a workdir holds.
+
+    Raises:
+      UserError: where it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # No JSON, or no text.
+        raise UserError(
+            f"{path} is damaged ({error}): restore it, or choose another --workdir."
+        ) from error
 
 
 def read_arrays(path: Path) -> dict[str, Any]:

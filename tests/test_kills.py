@@ -1,10 +1,13 @@
 """Runs that are killed at random moments end as one that nobody has disturbed.
 
-They are also asked to stop, and find the disk full. KWS_JAX_KILLS=50 makes fifty such
-disturbances, three a run and so one more; a few by default.
+Each run is killed three times (SIGKILL), at moments of kinds that are drawn: in a step,
+in a validation, while a checkpoint is saved, between stages, in the final test. Once it
+is asked to stop, or finds the disk full. KWS_JAX_KILLS=50 makes fifty kills, three a run
+and so one more; a few by default. `pytest -rP` shows at what moments they came.
 """
 
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import random
@@ -29,15 +32,25 @@ from test_end_to_end import (
     write_words,
 )
 
+from kws_jax import experiment
 from kws_jax.search.space import SearchSpace
-from kws_jax.stages import search
+from kws_jax.stages import runner, search
+from kws_jax.training import loop
+from kws_jax.training.checkpoints import StageCheckpoints
 
 KILLS = int(os.environ.get("KWS_JAX_KILLS", "6"))
-# Disturbances of one run, before it may end.
+# Of one run, before it may end.
 KILLS_OF_A_RUN = 3
 FULL_DISK = "full disk"
 TRAIN_CLIPS = 3 * SPEAKERS["train"] + 4 + 4
 SYSTEMS = ("autokws", "curriculum")
+# What a run is doing; PREPARING until it has claimed its workdir.
+MOMENTS = PREPARING, BETWEEN, STEPS, VALIDATION, SAVING, TEST = (
+    *("preparing", "between stages", "steps", "validation", "a checkpoint"),
+    "the final test",
+)
+# A run comes this often to a moment of the kind that is drawn before it is disturbed.
+MOST_TIMES = 3
 # So long may a run take to end after SIGTERM, on a machine with other work.
 SECONDS_TO_END = 15
 
@@ -47,12 +60,62 @@ def small_space(parts):
     return SearchSpace((2, 1), (6, 6), 4, operations=("C3", "C5SE", "SKIP"))
 
 
-def run_main(arguments, output):
+class Doing:
+    """What a run is doing, in a file of one byte: a place in MOMENTS."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def tell(self, moment):
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT)
+        os.pwrite(file, bytes([MOMENTS.index(moment)]), 0)
+        os.close(file)
+
+    def now(self):
+        told = self.path.read_bytes() if self.path.exists() else b""
+        return MOMENTS[told[0]] if told else PREPARING
+
+    def during(self, moment, after=None):
+        """Makes a function tell the moment, and afterwards the former one."""
+
+        def wrap(function):
+            def wrapped(*arguments, **settings):
+                before = self.now()
+                self.tell(moment)
+                try:
+                    return function(*arguments, **settings)
+                finally:
+                    self.tell(after or before)
+
+            return wrapped
+
+        return wrap
+
+
+def watch(doing):
+    """Has the run of this process tell what it is doing."""
+
+    def while_validating(make):
+        return lambda *parts: doing.during(VALIDATION)(make(*parts))
+
+    doing.tell(PREPARING)
+    for owner, name, wrap in (
+        (experiment, "prepare", doing.during(PREPARING, after=BETWEEN)),
+        (loop, "train_stage", doing.during(STEPS)),
+        (runner, "make_validation", while_validating),
+        (StageCheckpoints, "_save", doing.during(SAVING)),
+        (experiment, "final_test", doing.during(TEST)),
+    ):
+        setattr(owner, name, wrap(getattr(owner, name)))
+
+
+def run_main(arguments, output, doing):
     """Runs `kws_jax.main` in this process; what it tells goes into a pipe."""
     # Here, since the flags of one program alone can be defined in a process.
     from kws_jax import command_line, main
 
     search.create_space = small_space
+    watch(doing)
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)
     output.close()
@@ -67,21 +130,36 @@ class Run:
 
     process: Any
     output: Connection
+    doing: Doing
+    told: bytes = b""
+
+    def comes_to(self, moment, times):
+        """Waits until the run has come to a moment so often; False where it ends."""
+        before = None
+        while self.process.is_alive():
+            now = self.doing.now()
+            times -= now == moment != before
+            if not times:
+                return True
+            before = now
+            time.sleep(0.0005)
+        return False
 
     def end(self):
         """Waits for its end: (exit code, what it told)."""
-        told = b""
-        while part := os.read(self.output.fileno(), 1 << 16):
-            told += part
+        if not self.output.closed:
+            while part := os.read(self.output.fileno(), 1 << 16):
+                self.told += part
+            self.output.close()
         self.process.join()
-        self.output.close()
-        return self.process.exitcode, told.decode()
+        return self.process.exitcode, self.told.decode()
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """Starts a run in a copy of a process that has imported all that it needs."""
     cache = tmp_path_factory.mktemp("cache")
+    numbers = itertools.count()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kws_jax.experiment", "test_kills"])
     with pytest.MonkeyPatch.context() as patch:
@@ -92,10 +170,11 @@ def start(tmp_path_factory):
 
         def start(arguments):
             output, write = context.Pipe(duplex=False)
-            process = context.Process(target=run_main, args=(arguments, write))
+            doing = Doing(cache / f"doing-{next(numbers)}")
+            process = context.Process(target=run_main, args=(arguments, write, doing))
             process.start()
             write.close()
-            return Run(process, output)
+            return Run(process, output, doing)
 
         yield start
 
@@ -138,15 +217,9 @@ def flags(tmp_path_factory):
     }
 
 
-def began(workdir):
-    """When the newest run in the folder was ready to train; 0 where none was."""
-    file = workdir / "command.json"
-    return file.stat().st_mtime_ns if file.exists() else 0
-
-
 @pytest.fixture(scope="module")
 def undisturbed(start, flags, tmp_path_factory):
-    """System -> workdir of an undisturbed run, and its seconds of training and test."""
+    """System -> workdir of an undisturbed run."""
     made = {}
 
     def of(system):
@@ -154,8 +227,7 @@ def undisturbed(start, flags, tmp_path_factory):
             workdir = tmp_path_factory.mktemp(system) / "run"
             code, told = start([*flags[system], f"--workdir={workdir}"]).end()
             assert code == 0, told
-            ended = (workdir / "report.html").stat().st_mtime_ns
-            made[system] = workdir, (ended - began(workdir)) / 1e9
+            made[system] = workdir
         return made[system]
 
     return of
@@ -185,16 +257,11 @@ def assert_same_end(workdir, expected):
     assert rows == wanted
 
 
-def when_ready(run, workdir, before):
-    """Waits until the run is past its preparations, or over."""
-    while began(workdir) == before and run.process.is_alive():
-        time.sleep(0.01)
-
-
 def disturb(run, how):
-    """Sends a signal, or lets all writes fail; checks how the run ends."""
-    if not run.process.is_alive():
-        return
+    """Sends a signal, or lets all writes fail; checks how the run ends.
+
+    Returns what the run was doing when it was killed, "" where it had ended before.
+    """
     began = time.monotonic()
     if how == FULL_DISK:
         # No file may grow beyond one byte; pipes may.
@@ -204,10 +271,10 @@ def disturb(run, how):
     code, told = run.end()
     seconds = time.monotonic() - began
     if code == 0:
-        return  # it was at its end already
+        return ""
     if how == signal.SIGKILL:
         assert code == -signal.SIGKILL, told
-        return
+        return run.doing.now()
     assert "Traceback" not in told
     if how == FULL_DISK:
         assert code == 2, told
@@ -216,6 +283,8 @@ def disturb(run, how):
         assert code == {signal.SIGTERM: 75, signal.SIGINT: 130}[how], told
         assert told.count(f"stopped by {how.name}: ") == 1, told
         assert seconds < SECONDS_TO_END, told
+        print(f"{how.name}: ended after {seconds:.1f} s")
+    return run.doing.now()
 
 
 @pytest.mark.parametrize("number", range(-(-KILLS // KILLS_OF_A_RUN)))
@@ -223,16 +292,29 @@ def test_a_run_disturbed_at_random_moments_ends_like_an_undisturbed_one(
     number, start, flags, undisturbed, tmp_path
 ):
     system = SYSTEMS[number % len(SYSTEMS)]
-    expected, seconds = undisturbed(system)
-    arguments = [*flags[system], f"--workdir={tmp_path / 'run'}"]
     rng = random.Random(number)
     asked = rng.choice([signal.SIGTERM, signal.SIGINT])
-    for each in rng.sample([signal.SIGKILL, asked, FULL_DISK], KILLS_OF_A_RUN):
-        before = began(tmp_path / "run")
-        run = start(arguments)
-        when_ready(run, tmp_path / "run", before)
-        time.sleep(rng.uniform(0, seconds))
-        disturb(run, each)
-    code, told = start(arguments).end()
+    # Both of them with each of the systems.
+    other = (asked, FULL_DISK)[(number + number // len(SYSTEMS)) % 2]
+    left = rng.sample([signal.SIGKILL] * KILLS_OF_A_RUN + [other], KILLS_OF_A_RUN + 1)
+    lives = itertools.count()
+    workdir, killed = tmp_path / f"run-{next(lives)}", []
+    while left:
+        run = start([*flags[system], f"--workdir={workdir}"])
+        hit = ""
+        if run.comes_to(rng.choice(MOMENTS[1:]), rng.randint(1, MOST_TIMES)):
+            time.sleep(rng.uniform(0, 0.05))
+            hit = run.process.is_alive() and disturb(run, left[-1])
+        if hit:
+            killed += [hit] if left.pop() == signal.SIGKILL else []
+            continue
+        # It was at its end before: the rest comes to another run.
+        code, told = run.end()
+        assert code == 0, told
+        assert_same_end(workdir, undisturbed(system))
+        workdir = tmp_path / f"run-{next(lives)}"
+    code, told = start([*flags[system], f"--workdir={workdir}"]).end()
     assert code == 0, told
-    assert_same_end(tmp_path / "run", expected)
+    assert_same_end(workdir, undisturbed(system))
+    assert len(killed) == KILLS_OF_A_RUN
+    print(f"{system}: killed in {', '.join(killed)}")

@@ -2,10 +2,15 @@ import jax
 import numpy as np
 import pytest
 from network_values import QUICK, conv_same, random_variables
+from tiny_parts import tiny_config, tiny_parts
 
-from kws_jax.models import tenet
+from kws_jax.models import front_filter, fusion, tenet
 from kws_jax.models.counting import count_macs
+from kws_jax.models.learned_frontend import FreeConv, WithFrontend
 from kws_jax.models.registry import create_model
+from kws_jax.stages import networks, runner, train
+from kws_jax.training.checkpoints import StageCheckpoints
+from kws_jax.training.state import WEIGHTS, create_train_state
 
 RNG = np.random.default_rng(0)
 
@@ -68,6 +73,66 @@ def test_network_is_its_layers_in_order():
     logits = y.mean(axis=1) @ p["head"]["linear"]["kernel"]
     np.testing.assert_allclose(
         infer(model, variables, x), logits, rtol=1e-3, atol=1e-4 * abs(logits).max()
+    )
+
+
+def behind(network, filters):
+    """A network behind a dynamic filter, or behind learned filters too."""
+    network = front_filter.filtered(network, "dynamic", 5, din=True)
+    if filters == "learned":
+        network = WithFrontend(FreeConv(taps=5, num_filters=5), network)
+    return network
+
+
+@pytest.mark.parametrize("filters", ["front", "learned"])
+def test_any_network_infers_with_its_branches_fused(filters):
+    branches = behind(tenet.TENet(3, channels=4, depth=6, mtconv=True), filters)
+    single = behind(tenet.TENet(3, channels=4, depth=6), filters)
+    x = RNG.normal(size=(2, 20, 5)).astype(np.float32)
+    variables = random_variables(branches, x)
+    model, fused = fusion.at_inference(branches, variables)
+    assert model == single
+    assert jax.tree.structure(fused) == jax.tree.structure(random_variables(single, x))
+    expected = infer(branches, variables, x)
+    scale = abs(expected).max()
+    np.testing.assert_allclose(infer(model, fused, x), expected, atol=1e-4 * scale)
+    # Nothing is left to be fused.
+    assert fusion.at_inference(model, fused) == (model, fused)
+
+
+def test_the_largest_network_is_fused_to_within_rounding():
+    branches = tenet.TENet(12, channels=32, depth=12, mtconv=True)
+    x = RNG.normal(size=(2, 98, 40)).astype(np.float32)
+    variables = random_variables(branches, x)
+    model, fused = fusion.at_inference(branches, variables)
+    expected = infer(branches, variables, x)
+    scale = abs(expected).max()
+    np.testing.assert_allclose(infer(model, fused, x), expected, atol=1e-4 * scale)
+
+
+def test_a_trained_network_answers_with_its_branches_fused(tmp_path):
+    config = tiny_config()
+    config.network = {
+        "name": "tenet6_narrow",
+        "mtconv": True,
+        "dropout": 0.5,
+        "batch_norm_momentum": 0.99,
+    }
+    parts = tiny_parts(config)
+    model = networks.create_network(parts, tmp_path)
+    features = RNG.normal(size=(4, *parts.frontend.shape)).astype(np.float32)
+    variables = random_variables(model, features)
+    kept = StageCheckpoints(runner.stage_folder(parts, 0, tmp_path))
+    params, stats = networks.split_variables(variables)
+    kept.save_best(1, create_train_state({WEIGHTS: params}, stats, {}), {})
+    kept.close()
+    (kept.directory / runner.DONE_FILE).write_text("[]")
+    network = train.restore(parts, 0, tmp_path)
+    assert not network.model.mtconv
+    expected = infer(model, variables, features)
+    scale = abs(expected).max()
+    np.testing.assert_allclose(
+        infer(network.model, network.variables, features), expected, atol=1e-4 * scale
     )
 
 

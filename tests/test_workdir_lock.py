@@ -8,15 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_parts import tiny_parts
 
 from configs import tc_resnet
 from kws_jax import config as configs
 from kws_jax import experiment
 from kws_jax.errors import UserError
+from kws_jax.parts import TASK_FILE
+from kws_jax.stages import dispatch, runner
 from kws_jax.training.workdir_lock import LOCK_FILE, WorkdirLock
 
 _HOLDS = """
 import pathlib, sys, time
+from kws_jax.parts import TASK_FILE
+from kws_jax.stages import dispatch, runner
 from kws_jax.training.workdir_lock import WorkdirLock
 with WorkdirLock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
@@ -92,3 +97,19 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
 def test_an_address_of_another_kind_is_no_folder():
     with pytest.raises(UserError, match="s3://bucket/run is an address"):
         experiment.run(tc_resnet.get_config("8"), "s3://bucket/run")
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"labels": ["yes"', b"\xff\xfe"])
+def test_damaged_records_are_named(damage, tmp_path):
+    parts = tiny_parts()
+    experiment.claim_workdir(parts, tmp_path)
+    done = runner.stage_folder(parts, 0, tmp_path) / runner.DONE_FILE
+    done.parent.mkdir(parents=True)
+    readers = {
+        done: lambda: dispatch.run(parts, 0, tmp_path),
+        tmp_path / TASK_FILE: lambda: experiment.claim_workdir(parts, tmp_path),
+    }
+    for path, read in readers.items():
+        path.write_bytes(damage)
+        with pytest.raises(UserError, match=rf"{path.name} is damaged"):
+            read()

@@ -95,8 +95,8 @@ class TENet(nn.Module):
       num_labels: number of classes k.
       channels: c of all layers; 32, or 16 in the narrow variants.
       depth: inverted bottlenecks, a third of them in each block; 6 or 12.
-      mtconv: whether temporal convolutions have four branches; `fuse_mtconv` makes one
-        of them after training.
+      mtconv: whether temporal convolutions have four branches, which answer as one
+        when they are trained (`fusion`).
       dropout: share of embedding entries dropped in training.
       batch_norm_momentum: what the running statistics keep at each step.
     """
@@ -138,21 +138,31 @@ class TENet(nn.Module):
 def fuse_mtconv(variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
     """Variables of the network without MTConv that infers as this one with it does.
 
-    `variables` are those ("params", "batch_stats") of a TENet with `mtconv=True`; the
-    result fits the same TENet with `mtconv=False`. Each branch is scaled by
-    1 / sqrt(var + ε), its kernel centred among nine taps, and all are summed. Further
-    training would differ, since the fused batch norm has no statistics of its own.
+    `variables` are those ("params", "batch_stats") of a TENet with `mtconv=True`, or of
+    a network that holds one; the result fits the same with `mtconv=False`. Each branch
+    is scaled by 1 / sqrt(var + ε), its kernel centred among nine taps, and all are
+    summed. Further training would differ, since the fused batch norm has no statistics
+    of its own.
 
     Raises:
       ValueError: the variables are of a network without MTConv.
     """
-    params, stats = dict(variables["params"]), dict(variables["batch_stats"])
-    for name in params:
-        if "temporal" in params[name]:
-            fused = _fuse(params[name]["temporal"], stats[name]["temporal"])
-            params[name] = params[name] | {"temporal": fused[0]}
-            stats[name] = stats[name] | {"temporal": fused[1]}
+    params, stats = _fused_within(variables["params"], variables["batch_stats"])
+    if params is variables["params"]:
+        raise ValueError(f"no layers with MTConv in {sorted(params)}")
     return {**variables, "params": params, "batch_stats": stats}
+
+
+def _fused_within(params: PyTree, stats: PyTree) -> tuple[PyTree, PyTree]:
+    """Both with each "temporal" in them fused; the same ones where there is none."""
+    for name, inner in params.items():
+        if name not in stats or not isinstance(inner, Mapping):
+            continue
+        fuse = _fuse if name == "temporal" else _fused_within
+        fused = fuse(inner, stats[name])
+        if fused[0] is not inner:
+            params, stats = params | {name: fused[0]}, stats | {name: fused[1]}
+    return params, stats
 
 
 def _fuse(params: PyTree, stats: PyTree) -> tuple[PyTree, PyTree]:

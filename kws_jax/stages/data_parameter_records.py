@@ -1,6 +1,5 @@
 """What is recorded of data parameters: their means over time, and the largest."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ml_collections import ConfigDict
 from kws_jax.objectives import data_parameters as objective
 from kws_jax.parts import Parts
 from kws_jax.training.checkpoints import write_json
+from kws_jax.workdirs import read_json
 
 LOG_FILE, SUMMARY_FILE = "data_parameters.jsonl", "data_parameters.json"
 LARGEST = 20
@@ -74,7 +74,7 @@ def write_summary(
     of them that are among the fifth of all clips with the largest σ.
     """
     path = folder / SUMMARY_FILE
-    summary = json.loads(path.read_text()) if path.exists() else {}
+    summary = read_json(path) if path.exists() else {}
     entry: dict[str, Any] = {"mode": stage.data_parameters.mode}
     if objective.CLASS in table:
         sigma = np.exp(table[objective.CLASS])

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from kws_jax.training.logs import JsonLines
 from kws_jax.training.loop import StagePlan
 from kws_jax.training.sparse_momentum import keep_within, sparse_momentum
 from kws_jax.training.state import DATA_PARAMETERS, TrainState
+from kws_jax.workdirs import read_json
 
 PyTree = Any
 NONE = "none"
@@ -266,7 +266,7 @@ def _check_facts(table: StageTable, index: int) -> None:
     where = runner.stage_folder(table.parts, index, table.folder) / _FACTS_FILE
     if not where.exists():
         return
-    stored, here = json.loads(where.read_text()), table.facts()
+    stored, here = read_json(where), table.facts()
     if stored != here:
         sizes = (_sizes(stored), _sizes(here))
         other = "other clips or labels" if sizes[0] == sizes[1] else sizes[1]

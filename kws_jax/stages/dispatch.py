@@ -1,6 +1,5 @@
 """Runs a stage once, by its kind, and remembers that it is done."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from kws_jax.stages import (
 from kws_jax.training import sharding
 from kws_jax.training.checkpoints import saving, write_json
 from kws_jax.training.optimizers import create_optimizer
+from kws_jax.workdirs import read_json
 
 KINDS = {
     "train": train.run,
@@ -94,7 +94,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     stage = parts.config.stages[index]
     done = runner.stage_folder(parts, index, folder) / runner.DONE_FILE
     here = together.is_first() and done.exists()
-    rows = together.agreed(json.loads(done.read_text()) if here else None)
+    rows = together.agreed(read_json(done) if here else None)
     if rows is not None:
         return rows
     if stage.kind in _FINDS_GENOTYPE and not networks.finds_genotype(parts):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from kws_jax.training.state import (
     variables_of,
 )
 from kws_jax.training.step import LossFn, make_train_step
+from kws_jax.workdirs import read_json
 
 PyTree = Any
 RANGES_FILE = "activation_ranges.json"
@@ -202,7 +202,7 @@ def restore_quantized(
     more = network.initial_trees(dict.fromkeys(sites.activation_counts, 1.0))
     like = like.replace(trees={**like.trees, **more})
     state = runner.best_state(setup, index, folder, like)
-    ranges = json.loads(_ranges_file(setup, index, folder).read_text())
+    ranges = read_json(_ranges_file(setup, index, folder))
     return dataclasses.replace(network, signed=calibration.signs(ranges)), state
 
 
@@ -234,7 +234,7 @@ def _ranges(
     """Ranges of activations, measured once: a stage that is taken up keeps its own."""
     path, stage = _ranges_file(parts, index, folder), parts.config.stages[index]
     kept = together.is_first() and path.exists()
-    ranges = together.agreed(json.loads(path.read_text()) if kept else None)
+    ranges = together.agreed(read_json(path) if kept else None)
     if ranges is not None:
         return ranges
     batches = parts.train_batches(parts.task.train, stage, 0)

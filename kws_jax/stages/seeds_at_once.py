@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from kws_jax import config as configs
 from kws_jax import together
 from kws_jax.errors import UserError
+from kws_jax.models import fusion
 from kws_jax.parts import Parts
 from kws_jax.stages import feeding, networks, runner, train, training_run, validation
 from kws_jax.stages.epochs import with_epoch
@@ -160,7 +161,8 @@ def run(members: Sequence[Member], index: int, folder: Path) -> None:
         trained = training_run.TrainingRun(
             member.parts, stage, plan, of_member(state, number), own
         )
-        size = networks.size_of(member.parts, model, variables_of(trained.state))
+        inferring = fusion.at_inference(model, variables_of(trained.state))
+        size = networks.size_of(member.parts, *inferring)
         rows = trained.rows({**size, **trained.speed})
         if together.is_first():
             write_json(done[number], rows)

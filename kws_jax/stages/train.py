@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from kws_jax.data.conditions import CLEAN
 from kws_jax.errors import UserError
+from kws_jax.models import fusion
 from kws_jax.parts import Parts, Setup
 from kws_jax.stages import (
     data_parameters,
@@ -79,7 +80,8 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     )
     if table:
         table.write_summary(trained.state)
-    size = networks.size_of(parts, model, variables_of(trained.state))
+    inferring = fusion.at_inference(model, variables_of(trained.state))
+    size = networks.size_of(parts, *inferring)
     return trained.rows({**size, **trained.speed})
 
 
@@ -144,8 +146,7 @@ def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
     objective = validation.objective_of(setup.config.stages[index])
     return networks.trained_network(
         setup,
-        model,
-        variables_of(state),
+        *fusion.at_inference(model, variables_of(state)),
         probabilities_of=objective.probabilities,
     )
 

@@ -4,6 +4,7 @@ JAX's detection says where a process is; what is added is when to believe it wit
 being asked, so that no program waits for others that were never started.
 """
 
+import importlib.util
 import os
 from typing import Any
 
@@ -47,6 +48,16 @@ def detected(wanted: str) -> Any:
             f"processes ({error!r}). Give --coordinator, --num_processes and "
             "--process_id, or --cluster=none to run alone."
         ) from error
+    in_job = "JOB_COMPLETION_INDEX" in os.environ or wanted == "kubernetes"
+    asked = "KUBERNETES_SERVICE_HOST" in os.environ and in_job
+    if asked and not importlib.util.find_spec("kubernetes"):
+        # Without it JAX takes every pod of the job for a program of its own.
+        raise UserError(
+            "This is a pod of an indexed job of Kubernetes, which the package "
+            "'kubernetes' asks for the others: pip install kubernetes. Or give "
+            "--coordinator, --num_processes and --process_id (as "
+            "launch/gke_jobset_gpu.yaml does), or --cluster=none to run alone."
+        )
     if wanted != AUTO:
         raise UserError(
             f"--cluster={wanted}, but its environment is not here. Start the program "

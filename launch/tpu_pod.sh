@@ -146,6 +146,13 @@ train() {
   on_all_workers "cd kws_jax && KWS_JAX_CLUSTER=$cluster .venv/bin/python -m kws_jax.main$arguments"
 }
 
+# However this ends, from here on somebody pays for the slice.
+# shellcheck disable=SC2329 # by the trap below
+remind() {
+  echo "The slice $name is still there and costs money. To delete it:"
+  echo "  gcloud compute tpus tpu-vm delete $name --zone=$zone${project:+ --project=$project}"
+}
+
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ -n $dry_run ]]; then
   tpu describe "$name" --format='value(state)'
@@ -154,6 +161,7 @@ if [[ -n $dry_run ]]; then
 elif ! tpu describe "$name" --format='value(state)' 2>/dev/null; then
   make_slice
 fi
+trap remind EXIT
 copy_code
 install
 cluster=auto
@@ -173,8 +181,6 @@ else
 fi
 if [[ -n $delete ]]; then
   tpu delete "$name" --quiet
-else
-  echo "The slice $name is still there and costs money. To delete it:"
-  echo "  gcloud compute tpus tpu-vm delete $name --zone=$zone${project:+ --project=$project}"
+  trap - EXIT
 fi
 exit "$code"

@@ -2,8 +2,8 @@
 
 Each run is killed three times (SIGKILL), at moments of kinds that are drawn: in a step,
 in a validation, while a checkpoint is saved, between stages, in the final test. Once it
-is asked to stop, or finds the disk full. KWS_JAX_KILLS=50 makes fifty kills, three a run
-and so one more; a few by default. `pytest -rP` shows at what moments they came.
+is asked to stop, or finds the disk full. KWS_JAX_KILLS=50 makes fifty kills, three of a
+run and so one more; a few by default. `pytest -rP` shows at what moments they came.
 """
 
 import dataclasses

@@ -148,6 +148,16 @@ def test_where_nothing_can_be_fetched_the_slice_is_still_told(
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("step", ["scp", "pip install"])
+def test_a_slice_on_which_nothing_could_be_begun_is_told(stand_ins, tmp_path, step):
+    folder = stand_ins("gcloud", "git", "rm", codes={step: 1})
+    options = ("pod", "--zone=z", "--delete", f"--fetch={tmp_path}/got")
+    done = tpu_pod(folder, *options)
+    assert done.returncode == 1
+    assert "tpu-vm delete pod" in done.stdout
+    assert "kws_jax.main" not in str(calls(folder, "gcloud"))
+
+
 @pytest.mark.parametrize("code", [0, 75])
 def test_a_slice_with_the_only_copy_of_the_results_is_kept(stand_ins, tmp_path, code):
     # The first of them is in the command of the training, too.

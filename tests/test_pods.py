@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jax._src.clusters import cloud_tpu_cluster
 from ml_collections import ConfigDict
 
 from benchmarks import collectives
@@ -280,6 +281,43 @@ def test_clusters_are_found_as_jax_finds_them(monkeypatch):
     assert clusters.detected("slurm") is None
     with pytest.raises(UserError, match="did you mean 'slurm'"):
         clusters.detected("slrum")
+
+
+@pytest.mark.parametrize("wanted", ["auto", "kubernetes"])
+def test_a_pod_that_cannot_ask_for_the_others_does_not_run_alone(monkeypatch, wanted):
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    if wanted == "auto":
+        # A pod of any other kind is alone.
+        assert clusters.detected(wanted) is None
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    monkeypatch.setattr(clusters.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install kubernetes"):
+        clusters.detected(wanted)
+    assert clusters.detected("none") is None
+
+
+TPU = {
+    "MEGASCALE_NUM_SLICES": "1",
+    "MEGASCALE_SLICE_ID": "0",
+    "TPU_WORKER_HOSTNAMES": "host-0,host-1",
+    "TPU_WORKER_ID": "1",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.0.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+}
+
+
+@pytest.mark.parametrize(("name", "told"), [("ompi", OPEN_MPI), ("tpu", TPU)])
+def test_other_clusters_are_found_by_their_variables(monkeypatch, name, told):
+    # As where libtpu is installed.
+    monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+    for variable, value in told.items():
+        monkeypatch.setenv(variable, value)
+    found = clusters.detected(name)
+    assert (found.get_process_count(), found.get_process_id()) == (2, 1)
 
 
 def test_a_process_that_nobody_asked_for_others_is_alone():

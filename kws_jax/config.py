@@ -152,6 +152,12 @@ def check(config: ConfigDict) -> None:
             "made on the device: set config.data.on_device to True, or steps_per_call "
             "to 1."
         )
+    if config.steps_per_call > config.log_every_steps:
+        raise UserError(
+            f"config.steps_per_call = {config.steps_per_call} would never be made: a "
+            "call ends where a log line is due. Give at most config.log_every_steps = "
+            f"{config.log_every_steps}, or make that larger."
+        )
     if config.compute_dtype not in COMPUTE_DTYPES:
         raise UserError(
             f"config.compute_dtype = {config.compute_dtype!r} is unknown; "

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kws_jax.errors import UserError
+from kws_jax.errors import UserError, nearest
 
 _SHARE = (0.0, 1.0)
 _POSITIVE = (0.0, 1e12)
@@ -49,7 +49,8 @@ NUMBERS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("weight_decay", "clip_norm", "step_factor"), _POSITIVE),
     **dict.fromkeys(("warmup_fraction", "label_smoothing"), _SHARE),
     **dict.fromkeys(("momentum", "b1", "b2", "batch_norm_momentum"), _SHARE),
-    **dict.fromkeys(("background_volume", "shift_ms", "fill"), _ANY),
+    **dict.fromkeys(("background_volume", "fill"), _ANY),
+    "shift_ms": (0.0, 1000.0),
     **dict.fromkeys(("background_probability", "clean_fraction"), _ANY),
     **dict.fromkeys(("reverberant_fraction", "probability", "until", "alpha"), _ANY),
     **dict.fromkeys(("class_initial", "instance_initial", "clamp"), _POSITIVE),
@@ -103,6 +104,16 @@ TEXTS = {
     *("trained_part", "unheard_words", "validation", "window_function", "words"),
 }
 SEVERAL_TEXTS = {"keep_float"}
+# What the registries know, which cannot be asked without JAX.
+NAMES = {
+    "network.name": (
+        *("acoustic_dnn", "conv_mixer", "mbconv", "res15", "res15_narrow", "searched"),
+        *("tc_resnet14", "tc_resnet8", "tenet12", "tenet12_narrow", "tenet6"),
+        "tenet6_narrow",
+    ),
+    "frontend.name": ("conv1d", "log_mel", "mfcc", "sinc"),
+    "front_filter.name": ("dynamic", "dynamic_conv", "light_conv", "none"),
+}
 _LONGEST = 100_000  # characters of a text
 
 
@@ -114,6 +125,9 @@ def check(config: Mapping[str, Any]) -> None:
     for path, value in _fields(config, "config"):
         _, _, known = path.rpartition("config.")
         group, _, name = known.rpartition(".")
+        names = NAMES.get(known)
+        if names and isinstance(value, str) and value not in names:
+            raise UserError(f"{path} = {value!r} is unknown; {nearest(value, names)}")
         wanted = _wanted(f"{group.rpartition('.')[2]}.{name}", name, value)
         if wanted:
             raise UserError(f"{path} = {_shown(value)}: give {wanted}.")

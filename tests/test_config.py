@@ -18,8 +18,9 @@ from configs import (
     network,
     pair_loss,
     quantized,
+    tc_resnet,
 )
-from kws_jax import command_line
+from kws_jax import command_line, config_fields
 from kws_jax import config as configs
 from kws_jax.errors import UserError
 
@@ -334,7 +335,7 @@ def test_the_last_value_of_a_flag_counts():
 # Says on its last line of stderr which of the slow libraries were imported.
 _WATCHED = """
 import atexit, runpy, sys
-slow = ("jax", "tensorflow", "flax", "matplotlib")
+slow = ("jax", "tensorflow", "flax", "matplotlib", "scipy")
 atexit.register(lambda: print([m for m in slow if m in sys.modules], file=sys.stderr))
 program, sys.argv = sys.argv[1], sys.argv[1:]
 runpy.run_module(program, run_name="__main__")
@@ -357,6 +358,18 @@ runpy.run_module(program, run_name="__main__")
         ),
         ("main", ["--config=configs/autokws.py:tiny", "--workdir=w"], "'tiny'"),
         ("main", ["--config=configs/autokws.py", "--workdr=w"], "workdr"),
+        (
+            "main",
+            [
+                "--config=configs/tc_resnet.py",
+                "--config.network.name=tenet",
+                "--workdir=w",
+            ],
+            "config.network.name = 'tenet' is unknown; did you mean 'tenet6'?",
+        ),
+        ("compare", [], "Give the workdirs"),
+        ("compare", ["configs"], "--workdir=configs holds no experiment"),
+        ("export", ["--workdir=configs", "--format=onnx"], "holds no experiment"),
         ("main", ["--config=configs/autokws.py", "word", "--workdir=w"], "['word']"),
         ("main", ["--config=configs/autokws.py"], "--workdir=DIR"),
         ("evaluate", ["--workdir=configs"], "--workdir=configs holds no experiment"),
@@ -386,3 +399,41 @@ def test_programs_end_with_one_message_and_without_jax(program, arguments, messa
     assert imported == "[]"
     # About 0.5 s alone; the limit leaves room for other work on the machine.
     assert seconds < 5
+
+
+def test_names_are_those_of_the_registries():
+    from kws_jax.frontends.registry import FRONTENDS
+    from kws_jax.models.front_filter import FILTERS, NONE
+    from kws_jax.models.registry import MODELS
+
+    for field, known in (
+        ("network.name", MODELS),
+        ("frontend.name", FRONTENDS),
+        ("front_filter.name", (*FILTERS, NONE)),
+    ):
+        assert sorted(config_fields.NAMES[field]) == sorted(known)
+
+
+def test_calls_that_would_never_be_made_are_refused():
+    config = tc_resnet.get_config("8").unlock()
+    config.data.on_device = True
+    config.steps_per_call = config.log_every_steps
+    configs.check(config)
+    config.steps_per_call += 1
+    with pytest.raises(UserError, match=r"at most config\.log_every_steps = 20"):
+        configs.check(config)
+
+
+@pytest.mark.parametrize(
+    "program", ["main", "predict", "evaluate", "detect", "compare", "export"]
+)
+def test_help_needs_nothing_slow(program):
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCHED, f"kws_jax.{program}", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "--workdir" in done.stdout or program == "compare"
+    assert done.stderr.strip().splitlines()[-1] == "[]"

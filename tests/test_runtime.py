@@ -1,9 +1,10 @@
+import os
 import subprocess
 import sys
 
 import pytest
 
-# Page faults of a second buffer of 100 MB on another thread than the first's owner.
+# Page faults of two buffers, one after the other, on another thread.
 FAULTS = """
 import resource, threading
 import numpy as np
@@ -13,7 +14,7 @@ made = {prepare}
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    np.full(100_000_000, 1, np.uint8)
+    np.full({size}, 1, np.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 counts = []
@@ -24,8 +25,8 @@ print(made, *counts)
 """
 
 
-def faults_of_two_buffers(prepare):
-    program = FAULTS.format(prepare=prepare)
+def faults_of_two_buffers(prepare, size=100_000_000):
+    program = FAULTS.format(prepare=prepare, size=size)
     output = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     )
@@ -43,3 +44,30 @@ def test_freed_buffers_of_any_thread_are_used_again_without_page_faults():
     assert second < first / 10
     _, first, second = faults_of_two_buffers("False")
     assert second > first / 2
+    # Large networks hold such a buffer in a training step.
+    _, first, second = faults_of_two_buffers("runtime.keep_freed_memory()", 5 * 2**29)
+    assert second < first / 10
+
+
+def test_programs_are_kept_compiled_unless_the_user_says_otherwise():
+    program = "import os; from kws_jax import runtime; runtime.configure({0!r}); " + (
+        "import jax; c = jax.config; print(c.jax_compilation_cache_dir, "
+        "c.jax_persistent_cache_min_compile_time_secs)"
+    )
+
+    def told(cache_dir="", **environment):
+        clean = {n: v for n, v in os.environ.items() if not n.startswith("JAX_")}
+        clean.pop("KWS_JAX_CACHE", None)
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(cache_dir)],
+            env=clean | environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return done.stdout.split()
+
+    home = os.path.expanduser("~")
+    assert told() == [f"{home}/.cache/kws_jax/xla", "0.5"]
+    assert told("/there") == ["/there/xla", "0.5"]
+    assert told(JAX_COMPILATION_CACHE_DIR="/mine") == ["/mine", "0.5"]

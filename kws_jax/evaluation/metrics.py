@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import chi2
 
 
 def wilson_interval(
@@ -63,6 +62,9 @@ def poisson_interval(count: int, confidence: float = 0.95) -> tuple[float, float
         raise ValueError(
             f"need count >= 0 and 0 < confidence < 1; got {count} at {confidence}"
         )
+    # Imported here: it takes a second, which nobody waits for who asks for --help.
+    from scipy.stats import chi2
+
     tail = (1 - confidence) / 2
     low = chi2.ppf(tail, 2 * count) / 2 if count else 0.0
     return float(low), float(chi2.ppf(1 - tail, 2 * count + 2) / 2)

@@ -5,8 +5,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy.stats import t as student_t
-
 from kws_jax.evaluation.metrics import result
 
 # What tells rows of results.json apart.
@@ -34,6 +32,9 @@ def mean_interval(
         raise ValueError(f"need values and 0 < confidence < 1; got {confidence}")
     if len(values) == 1:
         return None
+    # Imported here: it takes a second, which nobody waits for who asks for --help.
+    from scipy.stats import t as student_t
+
     mean, spread = statistics.fmean(values), statistics.stdev(values)
     quantile = float(student_t.ppf((1 + confidence) / 2, len(values) - 1))
     half = quantile * spread / math.sqrt(len(values))

@@ -153,22 +153,47 @@ def several_seeds(out):
 
 
 def fail(kind):
-    """Process 1 ends by an error of the user's, of ours, or by a kill."""
+    """Process 1 ends by an error of the user's, of ours, by a kill, or when asked."""
     import os
+    import signal
 
     import jax
 
     from kws_jax import together
     from kws_jax.errors import UserError
+    from kws_jax.training import preemption
 
     together.wait("all are here")
     if jax.process_index() == 1:
         if kind == "user":
             raise UserError("process 1 has found something wrong")
         if kind == "kill":
-            os.kill(os.getpid(), 9)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "asked":
+            with preemption.watched():
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
         raise RuntimeError("process 1 has a bug")
     together.wait("what never comes")
+
+
+def die_after_saving(number):
+    """Has process `number` killed when it has saved its first checkpoint."""
+    import os
+    import signal
+
+    import jax
+
+    from kws_jax.training.checkpoints import StageCheckpoints
+
+    save = StageCheckpoints.save_last
+
+    def save_and_die(*arguments):
+        save(*arguments)
+        if jax.process_index() == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    StageCheckpoints.save_last = save_and_die
 
 
 def broken(out, wrong, bad):
@@ -195,6 +220,9 @@ def main(argv):
     if steps == "broken":
         broken(Path(out), *cases)
         return
+    if steps.startswith("die"):
+        _, number, steps = steps.split(",")
+        die_after_saving(int(number))
     for case in cases:
         name, _, stages = case.partition(":")
         chosen = [int(stage) for stage in stages.split(",")] if stages else None

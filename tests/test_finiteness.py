@@ -1,6 +1,7 @@
 """Numbers that are not finite stop training, with the clip and the leaf they are of."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from tiny_parts import tiny_config, tiny_parts
 
 from kws_jax.data.corpus import CLIP_SAMPLES
 from kws_jax.errors import UserError
-from kws_jax.frontends.registry import FRONTENDS, create_frontend
+from kws_jax.evaluation import testing
+from kws_jax.frontends.registry import FRONTENDS, as_float, create_frontend
 from kws_jax.models.learned_frontend import create_filters
 from kws_jax.search.bilevel import make_search_step
 from kws_jax.stages import runner, training_run
@@ -34,8 +36,11 @@ def weights():
     return {"a": jnp.ones((4,)), "b": {"kernel": jnp.full((4,), 0.5)}}
 
 
-def trained(folder, config, *, wrong, rate=0.01, bad=-1):
-    """Trains a linear toy on the loudness of clips, in which `wrong` happens."""
+def trained(folder, config, *, wrong, rate=0.01, bad=-1, hears=False):
+    """Trains a linear toy on the loudness of clips, in which `wrong` happens.
+
+    With `hears`, features that are not finite spoil its logits.
+    """
     parts = tiny_parts(config)
     transformations = {
         WEIGHTS: optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(rate))
@@ -46,6 +51,8 @@ def trained(folder, config, *, wrong, rate=0.01, bad=-1):
 
     def loss_fn(trees, batch_stats, batch, key):
         loudness = jnp.abs(batch["audio"] / 32768.0).mean(1)
+        if hears:
+            loudness += 0 * parts.frontend(batch["audio"]).mean((1, 2))
         logits = logits_of_weights(trees[WEIGHTS], loudness)
         each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         each = wrong(each, batch["index"] == bad, trees[WEIGHTS])
@@ -113,6 +120,49 @@ def test_the_first_clip_and_the_first_leaf_are_named(tmp_path, wrong, leaf, said
     assert f"'train{bad}', number {bad} of the train clips" in told
     # Made again from the checkpoint of the step before.
     assert (tmp_path / "stages" / "0-train" / "last" / str(STEP - 1)).is_dir()
+
+
+def as_it_is(each, bad, tree):
+    return each
+
+
+@pytest.mark.parametrize("name", ["train", "validation"])
+def test_a_clip_without_finite_features_is_named(tmp_path, monkeypatch, name):
+    config = config_of()
+    silent = {"background_probability": 0.0, "shift_ms": 0.0, "snr_db": ()}
+    config.stages[0].condition.update(silent)
+    bad = clip_first_met_at(STEP, config) if name == "train" else 5
+    split = getattr(tiny_parts(config).task, name)
+    clip = as_float(jnp.asarray(split.read(np.array([bad]))))
+    mfcc = FRONTENDS["mfcc"]
+
+    @functools.wraps(mfcc)
+    def deaf_to_it(audio, **settings):
+        features = mfcc(audio, **settings)
+        return jnp.where((audio == clip).all(-1)[:, None, None], NAN, features)
+
+    monkeypatch.setitem(FRONTENDS, "mfcc", deaf_to_it)
+    with pytest.raises(UserError) as failed:
+        trained(tmp_path, config, wrong=as_it_is, hears=name == "train")
+    told = str(failed.value)
+    assert f"The first clip is {str(split.names[bad])!r}, number {bad} of the" in told
+    assert "its features are not finite" in told
+    # The first validation is made after two steps.
+    assert f"at step {STEP if name == 'train' else 2} of stage 'train'" in told
+
+
+def test_answers_that_are_not_finite_are_no_result():
+    batches = [
+        {"label": np.zeros(4, int), "mask": np.ones(4, bool)},
+        {"label": np.zeros(4, int), "mask": np.array([1, 0, 1, 1], bool)},
+    ]
+    answers = [np.full((4, 2), 0.5), np.full((4, 2), 0.5)]
+    answers[1][1] = NAN  # padding
+    assert len(testing.predict_split(lambda _: answers.pop(0), batches)[0]) == 7
+    answers = [np.full((4, 2), 0.5), np.full((4, 2), 0.5)]
+    answers[1][2, 1] = NAN
+    with pytest.raises(UserError, match=r"1 of 7 clips .* first to number 5 of them"):
+        testing.predict_split(lambda _: answers.pop(0), batches)
 
 
 def test_several_steps_a_call_and_mixing_on_the_device_tell_the_same(tmp_path):

@@ -25,6 +25,8 @@ from kws_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 CASES = ("searching", "data_parameters", "curriculum")
+# Until a rehearsed pod has saved its first checkpoint, on a machine with other work.
+START_SECONDS = 90
 # What is compared needs no fast programs.
 XLA_FLAGS = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -187,6 +189,7 @@ def _without_ends(folder, copy):
     [
         ("user", 2, "process 1 has found something wrong"),
         ("bug", 1, "RuntimeError('process 1 has a bug')"),
+        ("asked", 75, "SIGTERM: what was saved before stays"),
     ],
 )
 def test_an_error_in_one_process_ends_all(tmp_path, kind, code, told):
@@ -201,6 +204,20 @@ def test_the_death_of_a_process_takes_the_others_down(tmp_path):
     output, seconds = rehearse((2, 1), tmp_path, "fail", "kill", expected=137)
     assert "another task died" in output
     assert seconds < 60
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_pod_of_which_a_process_was_killed_is_taken_up(small, tmp_path, number):
+    killed = ("data_parameters:0",)
+    _, seconds = rehearse((2, 2), tmp_path, f"die,{number},4", *killed, expected=137)
+    print(f"process {number} killed: over after {seconds:.0f} s, from the start")
+    assert not (tmp_path / "data_parameters.npz").exists()
+    saved = tmp_path / "data_parameters" / "stages"
+    assert [p.name for p in saved.glob("*/last/*") if p.name.isdigit()] == ["2"]
+    assert seconds < 60 + START_SECONDS
+    rehearse((2, 2), tmp_path, 4, *killed)
+    assert equal(small[2, 2], tmp_path, "data_parameters")
+    check_alike(small[2, 2], tmp_path, "data_parameters")
 
 
 @pytest.mark.slow

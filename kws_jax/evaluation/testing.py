@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from kws_jax.data.conditions import CLEAN, Condition
 from kws_jax.data.noise import NoiseBank
+from kws_jax.errors import UserError
 from kws_jax.evaluation import metrics
 
 ACCURACY = "accuracy"
@@ -24,7 +25,11 @@ Batches = Callable[[Condition, NoiseBank | None], Iterable[Mapping[str, jax.Arra
 def predict_split(
     predict: Predict, batches: Iterable[Mapping[str, jax.Array]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities [n, k] and labels [n] of every clip, padding left out."""
+    """Probabilities [n, k] and labels [n] of every clip, padding left out.
+
+    Raises:
+      UserError: where an answer is not finite, of which the largest means nothing.
+    """
     probabilities, labels = [], []
     for batch in batches:
         parts = (predict(batch), batch["label"], batch["mask"])
@@ -33,7 +38,16 @@ def predict_split(
         probability, label, mask = (np.asarray(part) for part in parts)
         probabilities.append(probability[mask])
         labels.append(label[mask])
-    return np.concatenate(probabilities), np.concatenate(labels)
+    answers = np.concatenate(probabilities)
+    wrong = np.flatnonzero(~np.isfinite(answers).all(-1))
+    if len(wrong):
+        raise UserError(
+            f"The answers to {len(wrong)} of {len(answers)} clips that are tested are "
+            f"not finite, first to number {wrong[0]} of them: the network's weights or "
+            "statistics are broken, or too large for these clips. Train it again in a "
+            "new --workdir, at a lower learning rate."
+        )
+    return answers, np.concatenate(labels)
 
 
 def noise_conditions(

@@ -39,11 +39,11 @@ _request = _Request()
 def watched() -> Iterator[None]:
     """Within it, SIGTERM and Ctrl-C end the run by raising `Interrupted`.
 
-    In a pod they wait for the next `asked_to_stop`, since a process that leaves alone
-    makes the others wait for it. A signal that the parent process has set to be ignored
-    (as `nohup` does) stays so, and threads other than the main one change nothing.
+    A process of a pod that leaves takes the others with it (`distributed.leave`). A
+    signal that the parent process has set to be ignored (as `nohup` does) stays so, and
+    threads other than the main one change nothing.
     """
-    _request.signal, _request.waits = None, jax.process_count() > 1
+    _request.signal, _request.waits = None, False
     handled = {}
     if threading.current_thread() is threading.main_thread():
         handled = {

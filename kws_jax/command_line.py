@@ -39,8 +39,11 @@ def interrupted(request: Interrupted) -> NoReturn:
     print(f"stopped by {request}", file=sys.stderr)
     # Schedulers repeat their signal, which must not change the code.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    distributed.finish()
-    sys.exit(request.exit_code)
+    if request.saved:
+        # All processes of a pod have saved together, and end.
+        distributed.finish()
+        sys.exit(request.exit_code)
+    distributed.leave(request.exit_code, request)
 
 
 def run(

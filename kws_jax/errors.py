@@ -20,11 +20,13 @@ class Interrupted(BaseException):
     so that nothing takes it for a failure.
 
     Attributes:
+      saved: what was saved on the request, "" where all was saved before.
       exit_code: 75 after SIGTERM (EX_TEMPFAIL of sysexits.h, "try again later": what a
         scheduler may start again), 130 after Ctrl-C (as shells have it).
     """
 
     def __init__(self, number: int, saved: str = "") -> None:
+        self.saved = saved
         self.exit_code = 130 if number == signal.SIGINT else 75
         where = saved or "what was saved before stays"
         super().__init__(

@@ -11,8 +11,9 @@ program with code 2.
 
 `--input=waveform`, the default of networks in float, takes float32 [b, 16000], one
 second in [-1, 1]; `--input=features` what the front end makes of it, [b, t, f], and is
-the default for int8. Labels, thresholds of detection, front end and sample rate are
-inside each artefact. `--data.FIELD=VALUE` changes the data.
+the default for int8. Labels, front end and sample rate are inside each artefact, and
+thresholds of detection where `kws_jax.detect` has chosen them. `--data.FIELD=VALUE`
+changes the data.
 """
 
 from absl import flags, logging

@@ -173,6 +173,7 @@ def test_measures_are_those_of_their_names():
     assert measures == {
         "clips": 4,
         "max_difference": pytest.approx(0.2),
+        "mean_difference": pytest.approx(0.075),
         "equal_decisions": 0.75,
         "accuracy": 0.5,
         "network_accuracy": 0.75,
@@ -180,6 +181,24 @@ def test_measures_are_those_of_their_names():
     broken = check.compare(artefact * np.nan, network, np.array([0, 0, 1, 0]))
     with pytest.raises(UserError, match="differ by up to nan"):
         check.refuse_mismatch(broken, check.INT8, "kws.tflite")
+
+
+@pytest.mark.parametrize(
+    "allowed", [check.FLOAT, check.ROUNDED, check.PACKED, check.INT8]
+)
+def test_scores_of_another_scale_are_a_mismatch(allowed):
+    logits = np.random.default_rng(0).normal(size=(200, 12)) * 3
+    truth = logits.argmax(-1)
+
+    def scores(scale):
+        powers = np.exp(scale * logits)
+        return powers / powers.sum(-1, keepdims=True)
+
+    check.refuse_mismatch(check.compare(scores(1), scores(1), truth), allowed, "kws")
+    # All decisions are equal.
+    measures = check.compare(scores(0.2), scores(1), truth)
+    with pytest.raises(UserError, match=r"differ by 0\.\d+ in the mean"):
+        check.refuse_mismatch(measures, allowed, "kws")
 
 
 def test_the_time_of_one_input_is_a_median_without_the_first_calls():

@@ -232,7 +232,7 @@ def test_filters_that_do_not_fit_are_refused_before_and_after_a_search(
     config = autokws.get_config("").unlock()
     config.front_filter = ConfigDict(front)
     with pytest.raises(UserError, match=message):
-        networks.check_network(setup_of(config))
+        networks.stand_in(setup_of(config))
 
 
 def test_the_head_behind_a_filter_is_trained_alone():

@@ -1,5 +1,6 @@
 """The stage that quantises, from the config to what is tested and predicted."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -12,13 +13,14 @@ from rich.console import Console
 from test_end_to_end import KEYWORDS, write_words
 from test_stages import setup_of
 
-from configs import autokws, quantized, tc_resnet
+from configs import autokws, end_to_end_nas, quantized, tc_resnet
 from kws_jax import config as configs
 from kws_jax import experiment
 from kws_jax.data.audio_files import read_audio
 from kws_jax.data.conditions import CLEAN
 from kws_jax.errors import UserError
 from kws_jax.evaluation.testing import predict_split
+from kws_jax.frontends.registry import create_frontend
 from kws_jax.parts import load_setup
 from kws_jax.quantization.integers import to_integers
 from kws_jax.report.terminal import print_summary
@@ -196,6 +198,23 @@ def test_patterns_are_checked_before_training_where_the_network_is_known(tmp_pat
     found_later = quantized.add_quantization(autokws.get_config("cpu"), "w4a4")
     found_later.stages[2].keep_float = ("heads/*",)
     quantize.check(setup_of(found_later), 2, tmp_path)
+
+
+@pytest.mark.parametrize("frontend", end_to_end_nas.FRONTENDS)
+def test_what_cannot_be_quantised_is_told_before_a_search(frontend, tmp_path):
+    config = end_to_end_nas.get_config(f"{frontend},w4a4").unlock()
+    last, settings = len(config.stages) - 1, dict(config.frontend)
+    setup = dataclasses.replace(
+        setup_of(config), frontend=create_frontend(settings.pop("name"), **settings)
+    )
+    quantize.check(setup, last, tmp_path)
+    # Filters that are learned tap by tap would have to have few bits then.
+    config.stages[last].keep_float = ()
+    if config.frontend.name == "conv1d":
+        with pytest.raises(UserError, match="Cannot quantise frontend/kernel"):
+            quantize.check(setup, last, tmp_path)
+    else:
+        quantize.check(setup, last, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -19,22 +19,24 @@ class Tolerance:
 
     Attributes:
       difference: the largest of two probabilities.
+      mean: of these differences, over all clips and labels.
       equal: the least share of clips with the same most probable label.
     """
 
     difference: float
+    mean: float
     equal: float
 
 
 # Float arithmetic in another order.
-FLOAT = Tolerance(difference=1e-3, equal=0.999)
+FLOAT = Tolerance(difference=1e-3, mean=1e-4, equal=0.999)
 # A network with rounded activations: what lies on the border of two steps may fall to
 # either side, and all that follows with it.
-ROUNDED = Tolerance(difference=1.0, equal=0.99)
+ROUNDED = Tolerance(difference=1.0, mean=0.01, equal=0.99)
 # The same integers, rounded in the same order: only what lies on the border differs.
-PACKED = Tolerance(difference=1.0, equal=0.999)
+PACKED = Tolerance(difference=1.0, mean=0.005, equal=0.999)
 # Rounded by the export itself, after training.
-INT8 = Tolerance(difference=1.0, equal=0.95)
+INT8 = Tolerance(difference=1.0, mean=0.05, equal=0.95)
 
 
 def tolerance_of(inference: Inference, request: Request) -> Tolerance:
@@ -52,13 +54,16 @@ def compare(
     """Measures of probabilities [n, k] of both, and true labels [n].
 
     Returns:
-      "clips", "max_difference" of probabilities, "equal_decisions" (share of clips),
-      "accuracy" of the artefact and "network_accuracy".
+      "clips", "max_difference" and "mean_difference" of probabilities,
+      "equal_decisions" (share of clips), "accuracy" of the artefact and
+      "network_accuracy".
     """
+    differences = np.abs(artefact - network)
     decided, expected = artefact.argmax(-1), network.argmax(-1)
     return {
         "clips": len(truth),
-        "max_difference": float(np.abs(artefact - network).max()),
+        "max_difference": float(differences.max()),
+        "mean_difference": float(differences.mean()),
         "equal_decisions": float((decided == expected).mean()),
         "accuracy": float((decided == truth).mean()),
         "network_accuracy": float((expected == truth).mean()),
@@ -97,6 +102,11 @@ def refuse_mismatch(measures: dict[str, Any], allowed: Tolerance, path: Any) -> 
                 not measures["max_difference"] <= allowed.difference,
                 f"probabilities differ by up to {measures['max_difference']:.3g} "
                 f"(allowed {allowed.difference:g})",
+            ),
+            (
+                not measures["mean_difference"] <= allowed.mean,
+                f"probabilities differ by {measures['mean_difference']:.3g} in the "
+                f"mean (allowed {allowed.mean:g})",
             ),
             (
                 measures["equal_decisions"] < allowed.equal,

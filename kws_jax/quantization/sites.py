@@ -97,6 +97,7 @@ def find_sites(
     *,
     keep_float: Sequence[str] = (),
     keep_unknown: bool = False,
+    may_lack: bool = False,
 ) -> Sites:
     """The layers of a network to be quantised; nothing is computed.
 
@@ -107,6 +108,7 @@ def find_sites(
       keep_float: patterns (`fnmatch`) of names of layers that are not quantised.
       keep_unknown: whether kernels that cannot be quantised are kept in float, and not
         refused.
+      may_lack: whether a pattern may be of a layer that this network lacks.
 
     Raises:
       UserError: a pattern that no layer has, or a kernel (parameter of two and more
@@ -126,7 +128,7 @@ def find_sites(
     }
     known = {layer.path: name for name, layer in marker.layers.items()}
     names = [known.get(path, layers.name_of(path)) for path in shapes]
-    kept = _kept(names, keep_float)
+    kept = _kept(names, keep_float, may_lack)
     unknown = [n for path, n in zip(shapes, names) if path not in known]
     if keep_unknown:
         kept = (*kept, *unknown)
@@ -143,9 +145,11 @@ def find_sites(
     return Sites(found, marker.epsilons, kept)
 
 
-def _kept(names: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
+def _kept(
+    names: Sequence[str], patterns: Sequence[str], may_lack: bool
+) -> tuple[str, ...]:
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        if not may_lack and not fnmatch.filter(names, pattern):
             raise UserError(
                 f"keep_float: no layer is named {pattern!r}; {nearest(pattern, names)}"
             )

@@ -81,7 +81,7 @@ def check(parts: Parts, folder: Path) -> None:
         parts.check_room()
     finds = any(stage.kind in _FINDS_GENOTYPE for stage in stages)
     if finds and networks.finds_genotype(parts):
-        networks.check_network(parts)
+        networks.stand_in(parts)
     else:
         networks.create_network(parts, folder)
     for stage in stages:

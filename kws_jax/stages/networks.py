@@ -117,8 +117,8 @@ def keep_genotype(genotype: Genotype, folder: Path) -> None:
     write_text(folder / GENOTYPE_FILE, genotype.to_json())
 
 
-def check_network(setup: Setup) -> None:
-    """Checks the settings of a network that is yet to be found, and of its filter.
+def stand_in(setup: Setup) -> nn.Module:
+    """In place of a network that is yet to be found, one of its space.
 
     Raises:
       UserError: as `create_network`.
@@ -127,9 +127,9 @@ def check_network(setup: Setup) -> None:
     if found_field(setup) == "genotype":
         settings["genotype"] = next(iter(published().values()))
     else:
-        settings["layers"] = ("E1K3",) * 6
+        settings["layers"] = ("E2K3",) * 6
     model = create_model(setup.config.network.name, len(setup.labels), **settings)
-    behind_front(setup, model)
+    return behind_front(setup, model)
 
 
 def sample_features(setup: Setup) -> jax.Array:

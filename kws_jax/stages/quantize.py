@@ -51,7 +51,8 @@ _BITS_ROWS: dict[Kind, str] = {
 def check(parts: Parts, index: int, folder: Path) -> None:
     """Checks stage `index` before anything is trained.
 
-    Layers of a network that is yet to be found cannot be checked by name.
+    Of a network that is yet to be found, one of its space is looked at; keep_float may
+    name layers that this one lacks.
 
     Raises:
       UserError: no stage of kind 'train' comes before it; a layer cannot be quantised;
@@ -65,6 +66,8 @@ def check(parts: Parts, index: int, folder: Path) -> None:
         )
     if not networks.finds_genotype(parts) or (folder / networks.GENOTYPE_FILE).exists():
         _sites(parts, stages[index], networks.create_network(parts, folder))
+    else:
+        _sites(parts, stages[index], networks.stand_in(parts), may_lack=True)
 
 
 def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
@@ -206,10 +209,13 @@ def restore_quantized(
     return dataclasses.replace(network, signed=calibration.signs(ranges)), state
 
 
-def _sites(setup: Setup, stage: ConfigDict, model: nn.Module) -> Sites:
+def _sites(
+    setup: Setup, stage: ConfigDict, model: nn.Module, *, may_lack: bool = False
+) -> Sites:
     features = networks.sample_features(setup)
     shapes = networks.variable_shapes(model, features)
-    return find_sites(model, shapes, features, keep_float=stage.keep_float)
+    keep = stage.keep_float
+    return find_sites(model, shapes, features, keep_float=keep, may_lack=may_lack)
 
 
 def _ranges_file(setup: Setup, index: int, folder: Path) -> Path:

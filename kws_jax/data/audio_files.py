@@ -153,6 +153,18 @@ class _Content(io.BytesIO):
         return self.tell()
 
 
+class _Sound(soundfile.SoundFile):
+    """A file that is read from its beginning to its end, and moved in by nobody.
+
+    Where it could move, soundfile does so after each piece, to where it is. Decoders of
+    MP3 and Opus begin anew there, without what the frames before have left for them.
+    """
+
+    def seekable(self) -> bool:
+        """False."""
+        return False
+
+
 @contextlib.contextmanager
 def _opened(file: str | BinaryIO, name: str) -> Iterator[soundfile.SoundFile]:
     """An audio file whose header can be believed.
@@ -177,7 +189,7 @@ def _opened(file: str | BinaryIO, name: str) -> Iterator[soundfile.SoundFile]:
                 raise CorruptAudioError(
                     name, f"it ends after {there} of {announced} bytes of audio"
                 )
-            sound = stack.enter_context(soundfile.SoundFile(source, closefd=False))
+            sound = stack.enter_context(_Sound(source, closefd=False))
             if not sound.frames:
                 raise CorruptAudioError(name, "it holds no samples")
             if not _RATES[0] <= sound.samplerate <= _RATES[1]:
@@ -209,7 +221,9 @@ def _pieces(
     done = 0
     while done < sound.frames:
         piece = sound.read(
-            max(1, frames), dtype="int16" if exact else "float32", always_2d=True
+            min(max(1, frames), sound.frames - done),
+            dtype="int16" if exact else "float32",
+            always_2d=True,
         )
         if not len(piece):
             raise CorruptAudioError(

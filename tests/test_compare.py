@@ -7,6 +7,7 @@ import pytest
 from kws_jax.comparison import page, size_plot, tables
 from kws_jax.comparison.rows import OtherClipsError, read_rows
 from kws_jax.errors import UserError
+from kws_jax.evaluation.metrics import clustered_interval
 
 LABEL = np.arange(100) % 4
 
@@ -71,12 +72,45 @@ def test_seeds_of_one_experiment_are_one_row_with_mean_and_deviation(tmp_path):
     assert values["far clean, %"] == "41.00"
     assert values["far seen noise, %"] == "32.50"
     assert values["missed at 1 FA/h, % (sd)"] == "25.00 (0.00)"
-    assert values["unheard words taken, % (sd)"] == "50.00 (0.00)"
+    # Rows of an earlier version do not say which words they are about.
+    assert values["unheard words taken, % (sd) [95 % over words]"] == "50.00 (0.00)"
     assert values["MACs"] == "2.00 M"
     assert values["train, min"] == "1.5"
     # What no row has.
     absent = ("seen noise, %", "far unseen noise, %", "search, min")
     assert not set(absent) & set(values)
+
+
+def add_unheard(run, taken, rare):
+    """Rows of unheard words, {word: (taken, clips)}, and of them all and the rare."""
+    rows = json.loads((run / "results.json").read_text())
+    rows = [row for row in rows if row["metric"] != "false_accept/unheard"]
+    same = {"stage": "train", "split": "test", "condition": "clean", "ci95": None}
+    groups = {"unheard": list(taken), "unheard_rare": rare}
+    groups |= {f"unheard/{word}": [word] for word in taken}
+    for name, words in groups.items():
+        hits, count = (sum(taken[word][i] for word in words) for i in (0, 1))
+        row = {"metric": f"false_accept/{name}", "value": hits / count, "count": count}
+        rows.append(same | row | ({} if "/" in name else {"words": words}))
+    (run / "results.json").write_text(json.dumps(rows))
+
+
+def test_unheard_words_have_an_interval_over_words_of_the_mean_over_seeds(tmp_path):
+    runs = [make_run(tmp_path / f"{seed}", seed=seed) for seed in (0, 1)]
+    add_unheard(runs[0], {"cat": (30, 40), "dog": (4, 5), "bird": (1, 5)}, ["dog"])
+    add_unheard(runs[1], {"cat": (20, 40), "dog": (5, 5), "bird": (0, 5)}, ["dog"])
+    lines = tables.overview(read_rows(runs), None).splitlines()
+    values = dict(zip(cells(lines[0]), cells(lines[2]), strict=True))
+    low, high = clustered_interval([25, 4.5, 0.5], [40, 5, 5])
+    deviation = np.std([70, 50], ddof=1)
+    assert values["unheard words taken, % (sd) [95 % over words]"] == (
+        f"60.00 ({deviation:.2f}) [{100 * low:.1f} … {100 * high:.1f}]"
+    )
+    assert values["rare ones, % (sd) [95 % over words]"].startswith("90.00 (14.14) [")
+    # Seeds that were tested on other words have no words in common to draw from.
+    add_unheard(runs[1], {"cat": (20, 40), "dog": (5, 5)}, ["dog"])
+    (row,) = read_rows(runs)
+    assert row.interval_over_words("false_accept/unheard") is None
 
 
 def test_a_seed_of_an_earlier_version_is_in_the_row_of_its_experiment(tmp_path):

@@ -12,7 +12,7 @@ from kws_jax.data.noise import NoiseBank
 from kws_jax.data.protocols import build_task
 from kws_jax.errors import UserError
 from kws_jax.evaluation import false_accepts
-from kws_jax.evaluation.metrics import wilson_interval
+from kws_jax.evaluation.metrics import clustered_interval, wilson_interval
 from kws_jax.report import false_accepts as report
 from kws_jax.report.workdir import Run, parse_results
 
@@ -62,6 +62,7 @@ def test_unheard_clips_are_the_test_speakers_and_all_of_rare_words():
     unheard = held_out.collect(corpus(), LABELS, UNHEARD).unheard
     counts = np.bincount(unheard.split.labels)
     assert dict(zip(unheard.words, counts.tolist())) == {"happy": 25, "tree": 5}
+    assert dict(zip(unheard.words, unheard.rare)) == {"happy": False, "tree": True}
     strangers = unheard.split.names[unheard.of_test_speakers]
     assert {n.split("/")[1] for n in strangers} == {"test"}
     assert len(strangers) == 26
@@ -155,6 +156,7 @@ def test_false_accepts_are_counted_by_kind_and_word():
     found = {row["metric"].removeprefix("false_accept/"): row for row in rows}
     assert found["heard"]["value"] == pytest.approx(2 / 3)
     assert found["heard"]["count"] == 3
+    hits = []
     for word in UNHEARD:
         values = [
             int(name.split("/")[2])
@@ -162,20 +164,33 @@ def test_false_accepts_are_counted_by_kind_and_word():
             if name.startswith(word)
         ]
         taken = sum(value % 4 < 2 for value in values)
-        assert found[f"unheard/{word}"]["value"] == pytest.approx(taken / len(values))
-        assert found[f"unheard/{word}"]["count"] == len(values)
-    assert found["unheard"]["count"] == 30
-    low, high = wilson_interval(round(found["unheard"]["value"] * 30), 30)
-    assert found["unheard"]["ci95"] == pytest.approx([low, high])
+        hits.append(taken)
+        row = found[f"unheard/{word}"]
+        assert (row["value"], row["count"]) == (taken / len(values), len(values))
+        assert row["ci95"] == list(wilson_interval(taken, len(values)))
+        assert "words" not in row
+    pooled, rare = found["unheard"], found["unheard_rare"]
+    assert (pooled["value"], pooled["count"]) == (sum(hits) / 30, 30)
+    assert pooled["words"] == list(UNHEARD)
+    assert pooled["ci95"] == list(clustered_interval(hits, [25, 5]))
+    # A single word is rare: its clips are all that there is to draw.
+    alone = found["unheard/tree"]
+    assert rare["words"] == ["tree"]
+    names = ("value", "count", "ci95")
+    assert [rare[n] for n in names] == [alone[n] for n in names]
     # Crops at samples 1, of the one recording of 20,000 samples.
     assert (found["background"]["value"], found["background"]["count"]) == (1, 1)
     run = Run(workdir=Path(), config={}, results=parse_results([CLEAN, *rows], "rows"))
     section = report.section(run)
     assert "“happy”" in section
     assert "“tree”" in section
+    assert "<td>30 of 2 words</td>" in section
+    assert "<td>5 of 1 word</td>" in section
     ((_, told),) = report.facts(run)
-    assert told.startswith("other words 66.7 %, unheard words ")
-    assert told.endswith("background 100.0 %")
+    low, high = (100 * bound for bound in pooled["ci95"])
+    assert told.startswith("other words 66.7 % (20.8 – 93.9 %), unheard words ")
+    assert f" ({low:.1f} – {high:.1f} %), rare unheard words " in told
+    assert told.endswith("background 100.0 % (20.7 – 100.0 %)")
 
 
 def test_a_report_without_such_rows_has_no_such_section():

@@ -82,6 +82,63 @@ def test_paired_bootstrap_of_a_system_with_itself_is_zero():
     assert metrics.paired_bootstrap(correct, correct) == (0.0, (0.0, 0.0))
 
 
+def literal_cluster_bootstrap(successes, counts, samples):
+    """Draws clusters one by one, and adds up the trials of those that came."""
+    rng = np.random.default_rng(1)
+    shares = []
+    for _ in range(samples):
+        drawn = [rng.integers(len(counts)) for _ in counts]
+        shares.append(sum(successes[c] for c in drawn) / sum(counts[c] for c in drawn))
+    return np.quantile(shares, [0.025, 0.975])
+
+
+def test_clustered_interval_equals_drawing_the_clusters_one_by_one():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(2, 40, 20)
+    successes = rng.binomial(counts, rng.random(20))
+    expected = literal_cluster_bootstrap(successes.tolist(), counts.tolist(), 20_000)
+    interval = metrics.clustered_interval(successes, counts)
+    np.testing.assert_allclose(interval, expected, atol=0.01)
+    assert interval == metrics.clustered_interval(successes, counts)
+    # Means over several systems are no whole numbers.
+    halves = metrics.clustered_interval(successes / 2, counts)
+    np.testing.assert_allclose(halves, expected / 2, atol=0.01)
+
+
+def test_clusters_that_are_each_alike_inside_tell_less_than_their_trials():
+    """Ten words of 20 clips, five always right and five never.
+
+    The shares are then those of a coin that is thrown ten times: 2 and 8 of 10 are the
+    outer percentiles of Binomial(10, 1/2).
+    """
+    right = np.repeat([20, 0], 5)
+    interval = metrics.clustered_interval(right, np.full(10, 20))
+    assert interval == pytest.approx(
+        [n / 10 for n in scipy.stats.binom(10, 0.5).ppf([0.025, 0.975])]
+    )
+    low, high = metrics.wilson_interval(100, 200)
+    assert high - low < 0.14
+    assert interval[1] - interval[0] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("successes", "counts"), [([7], [10]), ([0] * 9, [4] * 9), ([3, 3, 3], [4, 4, 4])]
+)
+def test_clusters_that_do_not_differ_leave_the_interval_of_their_trials(
+    successes, counts
+):
+    expected = metrics.wilson_interval(sum(successes), sum(counts))
+    assert metrics.clustered_interval(successes, counts) == expected
+
+
+@pytest.mark.parametrize(
+    ("successes", "counts"), [([3], [2]), ([-1, 2], [2, 2]), ([0], [0]), ([], [])]
+)
+def test_clustered_interval_refuses_impossible_counts(successes, counts):
+    with pytest.raises(ValueError, match=r"cluster|example"):
+        metrics.clustered_interval(successes, counts)
+
+
 def test_result_survives_json():
     row = metrics.result(
         "train",

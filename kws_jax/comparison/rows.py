@@ -11,14 +11,16 @@ from ml_collections import ConfigDict
 
 from kws_jax import config as configs
 from kws_jax.errors import UserError
-from kws_jax.evaluation.metrics import paired_bootstrap
-from kws_jax.report.workdir import Run, read_run
+from kws_jax.evaluation.metrics import clustered_interval, paired_bootstrap
+from kws_jax.report.workdir import Measure, Run, read_run
 from kws_jax.workdirs import in_bucket, read_arrays
 
 # In what the runs of one row may differ.
 _OF_A_SEED = ("seed", "data.seed", "seeds_at_once")
 # Measures of the network that was trained, not of its test.
 _OF_TRAINING = ("parameters", "macs", "seconds")
+# Before a word, in the metric of how much of it alone is taken for a keyword.
+_UNHEARD_WORD = "false_accept/unheard/"
 # What decides what is heard in a test: in each, and by words of its name.
 _OF_EACH_TEST = (
     *(f"data.{name}" for name in ("source", "protocol", "keywords", "silence")),
@@ -75,9 +77,34 @@ class Row:
 
     def values(self, metric: str, condition: str = "clean") -> list[float]:
         """A measure of the last stage's network in each run."""
+        return [m.value for m in self._measures(metric, condition)]
+
+    def interval_over_words(self, metric: str) -> tuple[float, float] | None:
+        """The 95 % interval of the mean over the runs, where words are drawn anew.
+
+        It tells what these networks would do with other words, not what other seeds
+        would. None where the runs do not say that words were counted together, or where
+        they differ in which.
+
+        Args:
+          metric: a share of the clips of unheard words, such as "false_accept/unheard".
+        """
+        told = self._measures(metric, "clean")
+        words = {measure.words for measure in told}
+        if len(told) < len(self.runs) or len(words) != 1 or words == {()}:
+            return None
+        (named,) = words
+        each = [self._measures(f"{_UNHEARD_WORD}{word}", "clean") for word in named]
+        if any(len(measures) < len(self.runs) for measures in each):
+            return None
+        shares = np.array([[m.value for m in measures] for measures in each])
+        counts = np.array([measures[0].count for measures in each])
+        return clustered_interval(shares.mean(1) * counts, counts)
+
+    def _measures(self, metric: str, condition: str) -> list[Measure]:
         stage = str(self.runs[0].config["stages"][-1]["name"])
         return [
-            m.value
+            m
             for run in self.runs
             for m in run.results
             if (m.metric, m.condition, m.stage) == (metric, condition, stage)

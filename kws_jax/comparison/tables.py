@@ -16,7 +16,8 @@ _HEADS = (
     "far unseen noise, %",
     "missed at 1 FA/h, % (sd)",
     "missed at 10 FA/h, % (sd)",
-    "unheard words taken, % (sd)",
+    "unheard words taken, % (sd) [95 % over words]",
+    "rare ones, % (sd) [95 % over words]",
     "parameters",
     "MACs",
     "search, min",
@@ -34,7 +35,8 @@ def overview(rows: Sequence[Row], baseline: Row | None) -> str:
 
     Noise is the mean over the SNRs at which all rows were tested that know this kind of
     noise; missed are the keywords of the clean test stream, where `detection` was
-    measured, and taken for keywords are words that training was kept from.
+    measured, and taken for keywords are words that training was kept from, with the
+    interval of `Row.interval_over_words`.
     """
     lines = [_cells(row, rows) for row in rows]
     kept = [i for i, _ in enumerate(_HEADS) if any(c[i] != _NOTHING for c in lines)]
@@ -127,7 +129,8 @@ def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
         in_noise("far unseen"),
         _percent(row.values("frr@1fa/h"), spread=True),
         _percent(row.values("frr@10fa/h"), spread=True),
-        _percent(row.values("false_accept/unheard"), spread=True),
+        _over_words(row, "false_accept/unheard"),
+        _over_words(row, "false_accept/unheard_rare"),
         f"{statistics.fmean(row.values('parameters')):,.0f}",
         f"{statistics.fmean(row.values('macs')) / 1e6:.2f} M",
         _minutes(row.seconds(last=False)),
@@ -142,6 +145,16 @@ def _percent(values: list[float], *, spread: bool = False) -> str:
     if spread and len(values) > 1:
         mean += f" ({100 * statistics.stdev(values):.2f})"
     return mean
+
+
+def _over_words(row: Row, metric: str) -> str:
+    """The mean and the deviation over the seeds, and the interval over the words."""
+    shown = _percent(row.values(metric), spread=True)
+    interval = row.interval_over_words(metric)
+    if interval is None:
+        return shown
+    low, high = interval
+    return f"{shown} [{100 * low:.1f} … {100 * high:.1f}]"
 
 
 def _minutes(seconds: list[float]) -> str:

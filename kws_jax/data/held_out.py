@@ -40,6 +40,12 @@ class WordClips:
     split: Split
     of_test_speakers: np.ndarray
 
+    @property
+    def rare(self) -> np.ndarray:
+        """Words with fewer than FEW_CLIPS clips of test speakers, bool [words]."""
+        strangers = self.split.labels[self.of_test_speakers]
+        return np.bincount(strangers, minlength=len(self.words)) < FEW_CLIPS
+
     def told(self) -> str:
         """How many words and clips, and how many of speakers that training may hear."""
         clips, strangers = len(self.split), int(self.of_test_speakers.sum())

@@ -4,9 +4,16 @@ Each measure is the share of clips whose most probable label is a keyword:
 
     false_accept/heard         other words that training may have heard: the unknown
                                clips of the ordinary test
-    false_accept/unheard       words of config.data.unheard_words, and of each of them
-    false_accept/unheard/WORD  alone
+    false_accept/unheard       words of config.data.unheard_words, all their clips
+    false_accept/unheard_rare  together; those of them with fewer than
+                               `held_out.FEW_CLIPS` (20) clips of test speakers
+    false_accept/unheard/WORD  together; and each word alone
     false_accept/background    seconds of the test split's recordings of background
+
+What a network makes of a word it makes of most clips of that word, so the interval of
+words together comes from a bootstrap over the words (`metrics.clustered_interval`): it
+tells what other such words would give. That of a single word tells what other clips of
+this word would give, and so do all other intervals here.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +24,7 @@ import numpy as np
 
 from kws_jax.data.corpus import TEST, UNKNOWN, Split
 from kws_jax.data.held_out import HeldOut, background_crops
+from kws_jax.evaluation import metrics
 from kws_jax.evaluation.testing import Predict, predict_split, share_row
 
 METRIC = "false_accept"
@@ -35,6 +43,8 @@ def test_others(
 ) -> list[dict[str, Any]]:
     """Rows of results; what there are no clips for has none.
 
+    Rows of several words together name these, as "words".
+
     Args:
       predict: batch -> probabilities [b, k].
       batches: clean batches of a split, every clip once.
@@ -44,23 +54,50 @@ def test_others(
       labels: the k labels, keywords first.
       keywords: how many of them are keywords.
     """
-    taken: dict[str, np.ndarray] = {}
+    rows = []
     if UNKNOWN in labels:
         unknown = predictions["label"] == list(labels).index(UNKNOWN)
-        taken["heard"] = predictions["clean"][unknown] < keywords
+        rows += _clip_rows(stage, "heard", predictions["clean"][unknown] < keywords)
     if held_out.unheard is not None:
-        answers, words = _answers(predict, batches(held_out.unheard.split), keywords)
-        taken["unheard"] = answers
-        for number, word in enumerate(held_out.unheard.words):
-            taken[f"unheard/{word}"] = answers[words == number]
+        answers, numbers = _answers(predict, batches(held_out.unheard.split), keywords)
+        words = held_out.unheard.words
+        each = {word: answers[numbers == n] for n, word in enumerate(words)}
+        rare = [word for word, few in zip(words, held_out.unheard.rare) if few]
+        rows.append(_pooled_row(stage, "unheard", each))
+        if rare:
+            rows.append(_pooled_row(stage, "unheard_rare", {w: each[w] for w in rare}))
+        for word, clips in each.items():
+            rows += _clip_rows(stage, f"unheard/{word}", clips)
     if TEST in held_out.background:
         crops = background_crops(held_out.background[TEST])
-        taken["background"], _ = _answers(predict, batches(crops), keywords)
-    return [
-        share_row(stage, "clean", f"{METRIC}/{name}", answers)
-        for name, answers in taken.items()
-        if len(answers)
-    ]
+        answers, _ = _answers(predict, batches(crops), keywords)
+        rows += _clip_rows(stage, "background", answers)
+    return rows
+
+
+def _clip_rows(stage: str, name: str, taken: np.ndarray) -> list[dict[str, Any]]:
+    """The share of the clips, none where there are no clips."""
+    if not len(taken):
+        return []
+    return [share_row(stage, "clean", f"{METRIC}/{name}", taken)]
+
+
+def _pooled_row(
+    stage: str, name: str, taken: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """The share of all clips, with its interval over the words."""
+    hits = np.array([clips.sum() for clips in taken.values()])
+    counts = np.array([len(clips) for clips in taken.values()])
+    row = metrics.result(
+        stage,
+        "test",
+        "clean",
+        f"{METRIC}/{name}",
+        hits.sum() / counts.sum(),
+        metrics.clustered_interval(hits, counts),
+        counts.sum(),
+    )
+    return row | {"words": list(taken)}
 
 
 def _answers(

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 
 def wilson_interval(
-    successes: int, count: int, confidence: float = 0.95
+    successes: float, count: int, confidence: float = 0.95
 ) -> tuple[float, float]:
     """Wilson's score interval of a proportion p = successes/count.
 
@@ -17,7 +17,7 @@ def wilson_interval(
     quantile of (1 + confidence)/2.
 
     Args:
-      successes: 0 … count.
+      successes: 0 … count; no whole number where it is the mean of several systems.
       count: number of trials, at least 1.
       confidence: between 0 and 1.
 
@@ -39,6 +39,61 @@ def wilson_interval(
     centre = (p + spread / 2) / (1 + spread)
     half = z * math.sqrt(p * (1 - p) / count + spread / (4 * count)) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered_interval(
+    successes: ArrayLike,
+    counts: ArrayLike,
+    *,
+    samples: int = 10_000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> tuple[float, float]:
+    """The interval of a share of trials that come in clusters, as clips do of words.
+
+    Trials of one cluster are alike, so they tell less than as many independent ones.
+    Whole clusters are drawn with replacement, as many as there are, and each time the
+    share Σ successes / Σ counts is taken; the interval spans the percentiles
+    (1 ∓ confidence)/2 of these shares. It tells what other clusters would give.
+
+    The bootstrap knows only the spread between the clusters at hand: of one cluster, or
+    of clusters that are all alike, it would be a point. So the interval reaches at
+    least as far as Wilson's of the trials, and of a single cluster it is that interval.
+    Of two or three clusters it is still too narrow, as every bootstrap of so few.
+
+    Args:
+      successes: [c], 0 … counts; no whole numbers where they are means over systems.
+      counts: int [c], the trials of each cluster, at least 1.
+      samples: number of resamples.
+      seed: seed of the draws.
+      confidence: between 0 and 1.
+
+    Returns:
+      The lower and the upper bound, within [0, 1].
+
+    Raises:
+      ValueError: if the lengths differ, there is no cluster, or a number is out of its
+        range.
+
+    Reference: Davison and Hinkley 1997, Bootstrap Methods and their Application,
+    section 3.8.
+    """
+    successes, counts = _pair(successes, counts)
+    if (counts < 1).any() or (successes < 0).any() or (successes > counts).any():
+        raise ValueError(
+            "need 0 <= successes <= counts and counts >= 1 in every cluster; got "
+            f"{successes.tolist()} of {counts.tolist()}"
+        )
+    total = int(counts.sum())
+    low, high = wilson_interval(float(successes.sum()), total, confidence)
+    number = len(counts)
+    draws = np.random.default_rng(seed).multinomial(
+        number, np.full(number, 1 / number), size=samples
+    )
+    tail = (1 - confidence) / 2
+    shares = (draws @ successes) / (draws @ counts)
+    drawn_low, drawn_high = np.quantile(shares, [tail, 1 - tail])
+    return min(low, float(drawn_low)), max(high, float(drawn_high))
 
 
 def poisson_interval(count: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -10,11 +10,13 @@ _METRIC = "false_accept/"
 _NAMES = {
     "heard": "other words, of which training hears some",
     "unheard": "words that training never hears",
+    "unheard_rare": "of these, the rare ones",
     "background": "background without speech",
 }
 _SHORT = {
     "heard": "other words",
     "unheard": "unheard words",
+    "unheard_rare": "rare unheard words",
     "background": "background",
 }
 # More words than this would make the table longer than it is telling.
@@ -22,10 +24,10 @@ _MOST_WORDS = 40
 
 
 def facts(run: Run) -> Iterator[tuple[str, str]]:
-    """A line for the terminal: the share of each kind that is taken for a keyword."""
+    """A line for the terminal: how much of each kind is taken for a keyword."""
     found = _measures(run)
     shown = [
-        f"{name} {text.percent(found[kind].value)}"
+        f"{name} {_with_interval(found[kind])}"
         for kind, name in _SHORT.items()
         if kind in found
     ]
@@ -49,6 +51,11 @@ def section(run: Run) -> Markup | None:
     return tag("div", table, class_="scroll")
 
 
+def _with_interval(measure: Measure) -> str:
+    share, interval = text.percent(measure.value), text.interval(measure)
+    return f"{share} ({interval})" if interval else share
+
+
 def _measures(run: Run) -> dict[str, Measure]:
     return {
         measure.metric.removeprefix(_METRIC): measure
@@ -57,10 +64,18 @@ def _measures(run: Run) -> dict[str, Measure]:
     }
 
 
+def _clips(measure: Measure) -> str:
+    """How many clips, and of how many words where these are counted together."""
+    clips = text.count(measure.count or 0)
+    if not measure.words:
+        return clips
+    return f"{clips} of {text.plural(len(measure.words), 'word')}"
+
+
 def _row(name: str, measure: Measure) -> Markup:
     cells = (
         name,
-        text.count(measure.count or 0),
+        _clips(measure),
         text.percent(measure.value),
         text.interval(measure),
     )

@@ -185,9 +185,12 @@ _SECTIONS: tuple[tuple[str, str, str, Callable[[Run], Markup | None]], ...] = (
         "others",
         "What is no keyword",
         "The share of clips without a keyword that are taken for one. Words that "
-        "training never hears are those of config.data.unheard_words; of a word with "
-        "fewer than twenty clips of test speakers the clips of all speakers count, "
-        "some of whom training hears say other words.",
+        "training never hears are those of config.data.unheard_words; of a rare one, "
+        "with fewer than twenty clips of test speakers, the clips of all speakers "
+        "count, some of whom training hears say other words. The interval of such "
+        "words together tells what other words would give: clips of one word are "
+        "alike, so it is wider than that of as many clips of different words. The "
+        "other intervals tell what other clips would give.",
         false_accepts.section,
     ),
     (

@@ -21,7 +21,11 @@ _NOISE = re.compile(r"^(?P<kind>.+?)\s+(?P<snr>[-−]?\d+(?:\.\d+)?)\s*dB$")
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """One row of results.json; `interval` is the 95 % interval where it was given."""
+    """One row of results.json.
+
+    `interval` is the 95 % interval where it was given, `words` are those that the row
+    is about together.
+    """
 
     stage: str
     split: str
@@ -30,6 +34,7 @@ class Measure:
     value: float
     interval: tuple[float, float] | None
     count: int | None
+    words: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +189,7 @@ def parse_results(rows: Any, source: str) -> list[Measure]:
                 value=math.nan if row["value"] is None else float(row["value"]),
                 interval=tuple(row["ci95"]) if row.get("ci95") else None,
                 count=row.get("count"),
+                words=tuple(row.get("words") or ()),
             )
             for row in rows
         ]

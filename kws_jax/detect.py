@@ -9,7 +9,9 @@ With `--audio=FILE` it listens to that recording instead and prints one JSON lin
 each keyword that it hears: time (seconds: the middle of what was heard, or the end of
 the keyword where the network scores single frames), keyword, score. With
 `--labels=FILE`, lines of start_seconds,end_seconds,word, it also tells which of them
-are right, and the errors in all.
+are right, and then, in lines of their own, how often keywords are missed at one and at
+ten false alarms an hour, each keyword and all together, and the errors at the threshold
+(`stages.detection_records.recording_lines` names the keys).
 """
 
 import dataclasses
@@ -71,6 +73,8 @@ def listen(
 ) -> Iterator[dict[str, Any]]:
     """The keywords in a recording, in order of time; then, with labels, the errors.
 
+    What stands in each is told at the top of this module.
+
     Raises:
       UserError: for a recording, labels or a threshold that cannot be used.
     """
@@ -78,7 +82,8 @@ def listen(
     from kws_jax.data.time_labels import read_spoken
     from kws_jax.evaluation import detection as counting
     from kws_jax.parts import load_setup
-    from kws_jax.stages import detection, dispatch, listeners
+    from kws_jax.stages import detection_records as records
+    from kws_jax.stages import dispatch, listeners
 
     setup = dataclasses.replace(load_setup(folder), config=config)
     network = dispatch.finished_network(setup, folder)
@@ -91,6 +96,8 @@ def listen(
             Path(labels), seconds=seconds, labels=setup.labels, keywords=setup.keywords
         )
     heard = listener.hear(audio_blocks(audio))
+    # Windows end up to a hop before the recording does: its own length counts.
+    heard = dataclasses.replace(heard, hours=seconds / 3600)
     events = counting.events(heard, spoken, thresholds, rule)
     for event in events:
         told = {
@@ -100,19 +107,10 @@ def listen(
         }
         yield told if spoken is None else told | {"right": event.right}
     if spoken is not None:
-        said = sum(word in setup.keywords for word in spoken.words)
+        curves = counting.curves(heard, spoken, rule, max(records.RATES))
         right = sum(event.right for event in events)
-        curve = counting.curves(heard, spoken, rule, max(detection.RATES))[""]
-        hours = seconds / 3600
-        yield {
-            "keywords": said,
-            "hours": round(hours, 6),
-            "false_reject_rate": round((said - right) / said, 6),
-            "false_alarms_per_hour": round((len(events) - right) / hours, 6),
-        } | {
-            f"frr@{rate:g}fa/h": round(float(curve.misses[curve.at(rate)]) / said, 6)
-            for rate in detection.RATES
-        }
+        errors = (curves[""].references - right, len(events) - right)
+        yield from records.recording_lines(curves, errors)
 
 
 def chosen_thresholds(

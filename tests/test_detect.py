@@ -14,11 +14,13 @@ from test_end_to_end import KEYWORDS, WORDS, write_words
 from configs import tc_resnet
 from kws_jax import detect, experiment, measuring
 from kws_jax.errors import UserError
+from kws_jax.evaluation.detection import Curve
 from kws_jax.evaluation.metrics import wilson_interval
 from kws_jax.parts import build_parts
 from kws_jax.report.page import write_report
 from kws_jax.report.workdir import read_run
 from kws_jax.stages import detection, dispatch, runner
+from kws_jax.stages.detection_records import recording_lines
 
 RATE = 16_000
 
@@ -159,14 +161,21 @@ def test_settings_that_do_not_go_are_found_before_training(made):
         detection.plan(bad)
 
 
+def write_tones(path, seconds, tones, rate=RATE):
+    """Tones of words in silence: (word, second of its middle, amplitude)."""
+    wave = np.zeros(round(seconds * rate))
+    for word, middle, amplitude in tones:
+        here = slice(round((middle - 1) * rate), round((middle + 1) * rate))
+        t = np.arange(here.start, here.stop) / rate
+        envelope = amplitude * np.exp(-(((t - middle) / 0.15) ** 2))
+        wave[here] += np.sin(2 * np.pi * WORDS[word] * t) * envelope
+    soundfile.write(path, wave, rate)
+
+
 def write_recording(path, rate=RATE):
     """Twelve seconds: "up" in the third, another word in the fifth, then "stop"."""
-    t = np.arange(12 * rate) / rate
-    wave = np.zeros(len(t))
-    for word, middle in (("up", 2.5), ("cat", 4.5), ("stop", 7.5)):
-        envelope = np.exp(-(((t - middle) / 0.15) ** 2))
-        wave += 0.3 * np.sin(2 * np.pi * WORDS[word] * t) * envelope
-    soundfile.write(path, wave, rate)
+    tones = [("up", 2.5, 0.3), ("cat", 4.5, 0.3), ("stop", 7.5, 0.3)]
+    write_tones(path, 12, tones, rate)
 
 
 @pytest.mark.parametrize("rate", [RATE, 44_100])
@@ -174,15 +183,86 @@ def test_a_recording_of_any_rate_is_heard(workdir, made, tmp_path, rate):
     write_recording(tmp_path / "long.wav", rate)
     (tmp_path / "times.csv").write_text("2,3,up\n4,5,_unknown_\n7,8,stop\n9,10,down\n")
     config = made[0].config
-    *heard, errors = detect.listen(
+    told = detect.listen(
         config, workdir, str(tmp_path / "long.wav"), str(tmp_path / "times.csv"), "0.6"
     )
+    *lines, errors = told
+    heard = [line for line in lines if "time" in line]
     assert [(h["keyword"], h["right"]) for h in heard] == [("up", True), ("stop", True)]
     assert [h["time"] for h in heard] == pytest.approx([2.5, 7.5], abs=0.5)
     assert errors["keywords"] == 3
     assert errors["false_reject_rate"] == pytest.approx(1 / 3, abs=1e-6)
     assert errors["false_alarms_per_hour"] == 0
     assert errors["hours"] == pytest.approx(12 / 3600, abs=1e-6)
+
+
+def test_a_recording_of_ones_own_gets_the_curve_of_each_keyword(
+    workdir, made, tmp_path
+):
+    """400 s, in which ten false alarms an hour are one, and one an hour is none.
+
+    "up" is said twice and once only resembles it, less clearly than the first and more
+    so than the second; "stop" is said clearly, "down" without a sound.
+    """
+    path, times = tmp_path / "long.wav", tmp_path / "times.csv"
+    tones = [("up", 10.5, 0.4), ("up", 50.5, 0.35), ("up", 30.5, 0.3)]
+    write_tones(path, 400, [*tones, ("stop", 70.5, 0.4)])
+    times.write_text("10,11,up\n30,31,up\n70,71,stop\n90,91,down\n")
+    lines = list(detect.listen(made[0].config, workdir, str(path), str(times), "0.7"))
+    assert [line["right"] for line in lines[:4]] == [True, True, False, True]
+
+    def share(name, misses, count):
+        low, high = wilson_interval(misses, count)
+        bounds = [round(low, 6), round(high, 6)]
+        return {name: round(misses / count, 6), f"{name}_ci95": bounds}
+
+    def told(misses, points, count):
+        rates = [
+            share(f"frr@{rate}fa/h", missed, count)
+            for rate, missed in zip((1, 10), misses)
+        ]
+        return rates[0] | rates[1] | {"points": points}
+
+    note, errors = lines[-2:]
+    assert lines[4:-2] == [
+        {"curve": "up", "references": 2} | told((1, 0), [[0, 1], [1, 0]], 2),
+        # Heard nowhere, it is found where every second is an event: at a score of 0.
+        {"curve": "down", "references": 1} | told((1, 1), [[0, 1], [399, 0]], 1),
+        {"curve": "stop", "references": 1} | told((0, 0), [[0, 0]], 1),
+    ]
+    assert note == {
+        "note": "In so short a recording (0.111 h) at most 1 false alarm an hour "
+        "means none at all."
+    }
+    hours = 400 / 3600
+    alarms = errors.pop("false_alarms_per_hour_ci95")
+    # A Poisson variable that was once 1, by Garwood's table.
+    assert alarms == pytest.approx([0.0253 / hours, 5.572 / hours], rel=1e-3)
+    assert errors == {
+        "keywords": 4,
+        "hours": round(hours, 6),
+        "false_alarms_per_hour": round(1 / hours, 6),
+        **share("false_reject_rate", 1, 4),
+        # Three keywords, each in every second, but for the four times one is said.
+        **told((2, 1), [[0, 2], [1, 1], [1196, 0]], 4),
+    }
+    # The lines are what a JSON reader gets back.
+    assert [json.loads(json.dumps(line)) for line in lines] == lines
+
+
+@pytest.mark.parametrize(
+    ("hours", "rates"), [(0.05, "1 or 10"), (0.5, "1"), (1.0, None), (7.0, None)]
+)
+def test_rates_that_allow_no_alarm_in_a_short_recording_are_told(hours, rates):
+    curve = Curve(np.array([0.5]), np.array([1]), np.array([0]), 2, hours)
+    told = [
+        line["note"]
+        for line in recording_lines({"": curve}, (1, 0))
+        if line.keys() == {"note"}
+    ]
+    assert [f"at most {rates} false alarm" in note for note in told] == (
+        [True] if rates else []
+    )
 
 
 def test_the_stored_threshold_and_rule_are_used(workdir, made, measured, tmp_path):

@@ -1,7 +1,7 @@
-"""What detection keeps of a stream: its description for JSON, its rows of results."""
+"""What detection tells of a stream or a recording: for JSON, and as rows of results."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kws_jax.data.corpus import VALIDATION
@@ -86,6 +86,69 @@ def rows_of(
                 missed = int(curve.misses[curve.at(rate)])
                 rows.append(_reject_row(where, metric, missed, curve.references))
     return rows
+
+
+def recording_lines(
+    curves: Mapping[str, Curve], errors: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
+    """What was measured on a recording with labels, for JSON, a dict a line.
+
+    For each keyword that is said, at thresholds of its own:
+
+        curve           the keyword
+        references      how often it is said
+        frr@1fa/h       the share that is missed where at most one false alarm an hour
+        frr@1fa/h_ci95  is allowed, and its 95 % interval; so for all of RATES
+        points          [false alarms, false rejects], where more alarms help
+
+    In a recording so short that a rate allows no alarm at all, a `note` says so. Last,
+    of all keywords at one threshold: `keywords` (how often one is said), `hours`; at
+    the threshold that was used `false_reject_rate` and `false_alarms_per_hour`, each
+    with `_ci95`; and over all thresholds the rates and `points` as above. Numbers are
+    rounded to six decimals.
+
+    Args:
+      curves: of each keyword, and under "" of all.
+      errors: false rejects and false alarms at the threshold that was used.
+    """
+    pooled, (misses, alarms) = curves[""], errors
+    for word, curve in curves.items():
+        if word and curve.references:
+            told = {"curve": word, "references": curve.references}
+            yield told | _operating_points(curve)
+    few = [f"{rate:g}" for rate in RATES if rate * pooled.hours < 1 - 1e-9]
+    if few:
+        rates = f"{' or '.join(few)} false alarm{'' if few == ['1'] else 's'} an hour"
+        yield {
+            "note": f"In so short a recording ({pooled.hours:.3g} h) at most {rates} "
+            "means none at all."
+        }
+    yield {
+        "keywords": pooled.references,
+        "hours": round(pooled.hours, 6),
+        **_rejected("false_reject_rate", misses, pooled.references),
+        "false_alarms_per_hour": round(alarms / pooled.hours, 6),
+        "false_alarms_per_hour_ci95": _rounded(_per_hour(alarms, pooled.hours)),
+        **_operating_points(pooled),
+    }
+
+
+def _operating_points(curve: Curve) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for rate in RATES:
+        missed = int(curve.misses[curve.at(rate)])
+        told |= _rejected(f"frr@{rate:g}fa/h", missed, curve.references)
+    return told | {"points": [list(point) for point in curve.points()]}
+
+
+def _rejected(name: str, misses: int, count: int) -> dict[str, Any]:
+    """A share of missed keywords with its interval."""
+    interval = wilson_interval(misses, count)
+    return {name: round(misses / count, 6), f"{name}_ci95": _rounded(interval)}
+
+
+def _rounded(interval: tuple[float, float]) -> list[float]:
+    return [round(bound, 6) for bound in interval]
 
 
 def _per_hour(alarms: int, hours: float) -> tuple[float, float]:

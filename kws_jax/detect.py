@@ -80,6 +80,7 @@ def listen(
     """
     from kws_jax.data.audio_files import audio_blocks, seconds_of
     from kws_jax.data.time_labels import read_spoken
+    from kws_jax.evaluation import det_curve
     from kws_jax.evaluation import detection as counting
     from kws_jax.parts import load_setup
     from kws_jax.stages import detection_records as records
@@ -107,7 +108,7 @@ def listen(
         }
         yield told if spoken is None else told | {"right": event.right}
     if spoken is not None:
-        curves = counting.curves(heard, spoken, rule, max(records.RATES))
+        curves = det_curve.curves(heard, spoken, rule, max(records.RATES))
         right = sum(event.right for event in events)
         errors = (curves[""].references - right, len(events) - right)
         yield from records.recording_lines(curves, errors)

@@ -14,7 +14,7 @@ from test_end_to_end import KEYWORDS, WORDS, write_words
 from configs import tc_resnet
 from kws_jax import detect, experiment, measuring
 from kws_jax.errors import UserError
-from kws_jax.evaluation.detection import Curve
+from kws_jax.evaluation.det_curve import Curve
 from kws_jax.evaluation.metrics import wilson_interval
 from kws_jax.parts import build_parts
 from kws_jax.report.page import write_report

@@ -8,7 +8,7 @@ import pytest
 from kws_jax.data.corpus import CLIP_SAMPLES
 from kws_jax.data.time_labels import Spoken
 from kws_jax.errors import UserError
-from kws_jax.evaluation import detection
+from kws_jax.evaluation import det_curve, detection
 from kws_jax.evaluation.detection import Heard, Rule
 from kws_jax.evaluation.windows import posteriors, sliding_windows
 
@@ -115,7 +115,7 @@ def test_matching_finds_most_pairs_and_only_possible_ones(seed):
 @pytest.mark.parametrize("seed", range(12))
 def test_curves_count_what_brute_force_counts(seed):
     heard, spoken = random_case(seed)
-    curves = detection.curves(heard, spoken, RULE)
+    curves = det_curve.curves(heard, spoken, RULE)
     for i, word in enumerate(WORDS):
         begins, ends = (side.tolist() for side in spoken.of(word))
         curve = curves[word]
@@ -131,7 +131,7 @@ def test_curves_count_what_brute_force_counts(seed):
 @pytest.mark.parametrize("seed", range(12))
 def test_the_curve_of_all_is_the_sum_at_one_threshold(seed):
     heard, spoken = random_case(seed)
-    curve = detection.curves(heard, spoken, RULE)[""]
+    curve = det_curve.curves(heard, spoken, RULE)[""]
     for row, threshold in enumerate(curve.thresholds):
         pairs = [
             literal_errors(
@@ -153,7 +153,7 @@ def test_the_curve_of_all_is_the_sum_at_one_threshold(seed):
 def test_the_operating_point_is_as_good_as_any_threshold(seed, rate):
     """Of all thresholds from which on up the rate is kept, none misses fewer."""
     heard, spoken = random_case(seed)
-    curve = detection.curves(heard, spoken, RULE)["yes"]
+    curve = det_curve.curves(heard, spoken, RULE)["yes"]
     begins, ends = (side.tolist() for side in spoken.of("yes"))
     best = len(begins)
     for threshold in sorted({*heard.scores[:, 0].tolist(), 2.0}, reverse=True):
@@ -183,11 +183,11 @@ def test_thresholds_that_are_left_out_of_a_long_curve_cost_nothing(seed):
     begins = np.sort(times[said] - 0.2)
     heard = Heard(("yes",), scores[:, None], times, windows / 36_000)
     spoken = Spoken(begins, begins + 1, ("yes",) * 60)
-    curve = detection.curves(heard, spoken, rule)["yes"]
+    curve = det_curve.curves(heard, spoken, rule)["yes"]
     for rate in (1 / heard.hours, 20 / heard.hours, 100 / heard.hours):
         best = 60
         for threshold in sorted({*scores.tolist(), 2.0}, reverse=True):
-            misses, alarms = detection._errors(
+            misses, alarms = det_curve._errors(
                 scores, times, begins - 0.25, begins + 1.25, threshold, rule.refractory
             )
             if alarms > rate * heard.hours:
@@ -198,7 +198,7 @@ def test_thresholds_that_are_left_out_of_a_long_curve_cost_nothing(seed):
 
 def test_points_are_the_operating_points_of_each_number_of_alarms():
     heard, spoken = random_case(3)
-    curve = detection.curves(heard, spoken, RULE)[""]
+    curve = det_curve.curves(heard, spoken, RULE)[""]
     found = dict(curve.points())
     assert list(found.values()) == sorted(set(found.values()), reverse=True)
     for alarms in range(curve.false_alarms.max() + 1):
@@ -272,7 +272,7 @@ def test_a_curve_of_many_hours_reaches_the_rates_that_are_reported():
     times = np.arange(windows) * 0.1
     heard = Heard(("yes",), scores[:, None], times, hours)
     spoken = Spoken(times[said] - 0.2, times[said] + 0.3, ("yes",) * 60)
-    curve = detection.curves(heard, spoken, rule)["yes"]
+    curve = det_curve.curves(heard, spoken, rule)["yes"]
     # By hand: every threshold that has at most so many scores above it elsewhere.
     elsewhere = np.sort(scores[np.setdiff1d(places, said)])[::-1]
     missed = (scores[said] <= elsewhere[round(10 * hours)]).sum()

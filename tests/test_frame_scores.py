@@ -18,6 +18,7 @@ from configs import data_parameters as config_file
 from kws_jax import detect, experiment
 from kws_jax.data.time_labels import Spoken
 from kws_jax.errors import UserError
+from kws_jax.evaluation import det_curve
 from kws_jax.evaluation import detection as counting
 from kws_jax.evaluation.frame_scores import create_frame_scorer, heard_frames
 from kws_jax.frontends.registry import create_frontend
@@ -191,7 +192,7 @@ def test_keywords_are_found_where_they_are_said(scorer_of):
     assert heard.times[:2] == pytest.approx([0.015, 0.025])
     assert heard.hours == pytest.approx(12 / 3600, rel=1e-2)
     rule = counting.Rule(10, 0, 1000, 60)
-    curve = counting.curves(heard, spoken, rule)[""]
+    curve = det_curve.curves(heard, spoken, rule)[""]
     best = curve.at(0.0)
     assert (curve.misses[best], curve.false_alarms[best]) == (0, 0)
     threshold = dict.fromkeys(KEYWORDS, 0.5 * heard.scores.max())
@@ -216,7 +217,7 @@ def test_scores_of_any_size_make_the_curve_of_the_same_order(seed):
     spoken = Spoken(begins, begins + 0.5, tuple(rng.choice(KEYWORDS[:2], 12)))
     rule = counting.Rule(100, 0, 500, 100)
     curves = [
-        counting.curves(
+        det_curve.curves(
             counting.Heard(KEYWORDS[:2], scores, np.arange(400) * 0.1, 1.0),
             spoken,
             rule,

@@ -20,7 +20,7 @@ from kws_jax.data.conditions import CLEAN
 from kws_jax.data.corpus import TEST, VALIDATION, Split
 from kws_jax.data.stream import Bed, StreamSettings, plan_stream, render
 from kws_jax.errors import UserError
-from kws_jax.evaluation import detection
+from kws_jax.evaluation import det_curve, detection
 from kws_jax.evaluation.detection import Heard
 from kws_jax.evaluation.testing import noise_conditions
 from kws_jax.parts import Parts
@@ -122,7 +122,7 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
         console.print(_announce(listening))
         heard = _hear(parts, listener, listening)
         spoken = listening.stream.spoken(parts.keywords)
-        curves = detection.curves(heard, spoken, rule, max(*RATES, target))
+        curves = det_curve.curves(heard, spoken, rule, max(*RATES, target))
         if not thresholds:
             thresholds = {
                 w: float(c.thresholds[c.at(target)]) for w, c in curves.items()

@@ -7,7 +7,7 @@ from typing import Any
 from kws_jax.data.corpus import VALIDATION
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.stream import Bed, Stream
-from kws_jax.evaluation.detection import Curve
+from kws_jax.evaluation.det_curve import Curve
 from kws_jax.evaluation.metrics import poisson_interval, result, wilson_interval
 
 # False alarms an hour at which false rejects are reported.

@@ -1,8 +1,9 @@
 """How a trained network detects keywords in continuous audio.
 
 A stream of validation clips chooses the threshold that makes at most the wanted false
-alarms an hour; streams of test clips, clean and over noise, tell what it does there and
-what false rejects any number of false alarms costs. All is kept in `detection.json`.
+alarms an hour, of equally good ones the middle; streams of test clips, clean and over
+noise, tell what it does there and what false rejects any number of false alarms costs.
+All is kept in `detection.json`.
 """
 
 import dataclasses

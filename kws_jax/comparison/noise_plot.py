@@ -1,92 +1,22 @@
 """Accuracy against the signal-to-noise ratio of several experiments."""
 
-import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from kws_jax.comparison.rows import Row
-from kws_jax.report import text
-from kws_jax.report.chart import Chart, curve_class, dot_key
-from kws_jax.report.markup import Markup, join, tag
-
-# SNR in dB -> the accuracy of each seed, a fraction.
-Curve = Mapping[float, Sequence[float]]
+from kws_jax.report import noise_curves
+from kws_jax.report.markup import Markup
 
 
 def draw(rows: Sequence[Row]) -> Markup | None:
-    """A panel for each kind of noise, with one axis for all, and a curve for each row.
-
-    Lines go through the means of the seeds; each seed is a dot. None where nothing was
-    tested in noise.
-    """
-    kinds = list(dict.fromkeys(kind for row in rows for kind in row.kinds()))
+    """See `noise_curves.draw`: a curve for each row."""
+    kinds = dict.fromkeys(kind for row in rows for kind in row.kinds())
     curves = {kind: [_curve(row, kind) for row in rows] for kind in kinds}
-    accuracies = [
-        value
-        for each in curves.values()
-        for curve in each
-        for values in curve.values()
-        for value in values
-    ]
-    if not accuracies:
-        return None
-    low = math.floor(20 * min(accuracies)) / 20
-    names = [row.name for row in rows]
-    panels = [
-        tag(
-            "figure",
-            tag("figcaption", tag("b", f"{kind.capitalize()} noise")),
-            _panel(kind, names, curves[kind], (low, 1.0)),
-        )
-        for kind in kinds
-    ]
-    keys = [dot_key(curve_class(n), name) for n, name in enumerate(names)]
-    note = "Lines go through the means of the seeds; each dot is a seed."
-    return join(
-        [
-            tag("p", join([*keys, note]), class_="legend"),
-            tag("div", join(panels), class_="multiples"),
-        ]
-    )
+    return noise_curves.draw([row.name for row in rows], curves)
 
 
-def _curve(row: Row, kind: str) -> Curve:
+def _curve(row: Row, kind: str) -> noise_curves.Curve:
     """The accuracies of a row in a kind of noise, by rising SNR."""
     return {
         snr: row.values("accuracy", f"{kind} {snr:g} dB")
         for snr in row.kinds().get(kind, [])
     }
-
-
-def _panel(
-    kind: str,
-    names: Sequence[str],
-    curves: Sequence[Curve],
-    y: tuple[float, float],
-) -> Markup:
-    snrs = sorted({snr for curve in curves for snr in curve})
-    chart = Chart(
-        f"Test accuracy against signal-to-noise ratio, {kind} noise",
-        x=(snrs[0] - 1, snrs[-1] + 1),
-        y=y,
-        size=(460, 330),
-        margins=(12, 16, 46, 62),
-    )
-    chart.y_axis(lambda v: f"{100 * v:.0f} %")
-    chart.x_axis(
-        "signal-to-noise ratio (dB)", lambda v: f"{v:g}".replace("-", "−"), snrs
-    )
-    for number, (name, curve) in enumerate(zip(names, curves, strict=True)):
-        if not curve:
-            continue
-        class_ = curve_class(number)
-        means = {snr: statistics.fmean(values) for snr, values in curve.items()}
-        chart.line(means.items(), class_)
-        for snr, values in curve.items():
-            told = f"{name}, {snr:g} dB: {text.percent(means[snr], 2)}"
-            dots = [
-                tag("circle", class_=f"dot {class_}", cx=x, cy=y, r=2.5)
-                for x, y in (chart.at((snr, value)) for value in values)
-            ]
-            chart.add(tag("g", tag("title", told), join(dots)))
-    return chart.svg("chart wide")

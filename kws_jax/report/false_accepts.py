@@ -6,14 +6,14 @@ from kws_jax.report import text
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.workdir import Measure, Run
 
-_METRIC = "false_accept/"
+METRIC = "false_accept/"
 _NAMES = {
     "heard": "other words, of which training hears some",
     "unheard": "words that training never hears",
     "unheard_rare": "of these, the rare ones",
     "background": "background without speech",
 }
-_SHORT = {
+SHORT_NAMES = {
     "heard": "other words",
     "unheard": "unheard words",
     "unheard_rare": "rare unheard words",
@@ -28,7 +28,7 @@ def facts(run: Run) -> Iterator[tuple[str, str]]:
     found = _measures(run)
     shown = [
         f"{name} {_with_interval(found[kind])}"
-        for kind, name in _SHORT.items()
+        for kind, name in SHORT_NAMES.items()
         if kind in found
     ]
     if shown:
@@ -58,9 +58,9 @@ def _with_interval(measure: Measure) -> str:
 
 def _measures(run: Run) -> dict[str, Measure]:
     return {
-        measure.metric.removeprefix(_METRIC): measure
+        measure.metric.removeprefix(METRIC): measure
         for measure in run.final()
-        if measure.metric.startswith(_METRIC)
+        if measure.metric.startswith(METRIC)
     }
 
 

@@ -86,6 +86,7 @@ padding-bottom:6px;white-space:nowrap}
 .noise th,.noise td{padding:4px 16px 4px 0;border-bottom:1px solid var(--faint);
 white-space:nowrap;text-align:right}
 .noise th{color:var(--soft);font-weight:500}.noise th:first-child{text-align:left}
+.noise th.group{color:var(--ink);font-weight:600;padding-top:14px}
 .soft{color:var(--soft)}
 code{white-space:nowrap}
 pre{background:var(--panel);border:1px solid var(--faint);border-radius:8px;

@@ -296,17 +296,24 @@ def test_a_run_disturbed_at_random_moments_ends_like_an_undisturbed_one(
     asked = rng.choice([signal.SIGTERM, signal.SIGINT])
     # Both of them with each of the systems.
     other = (asked, FULL_DISK)[(number + number // len(SYSTEMS)) % 2]
-    left = rng.sample([signal.SIGKILL] * KILLS_OF_A_RUN + [other], KILLS_OF_A_RUN + 1)
+    kinds = [signal.SIGKILL] * KILLS_OF_A_RUN + [other]
+    rng.shuffle(kinds)
+    left = [(rng.choice(MOMENTS[1:]), kind) for kind in kinds]
+    # What has come to the final test comes to no more steps.
+    left.sort(key=lambda each: each[0] != TEST)
     lives = itertools.count()
     workdir, killed = tmp_path / f"run-{next(lives)}", []
     while left:
         run = start([*flags[system], f"--workdir={workdir}"])
+        moment, how = left[-1]
+        once = moment in (BETWEEN, TEST)
         hit = ""
-        if run.comes_to(rng.choice(MOMENTS[1:]), rng.randint(1, MOST_TIMES)):
+        if run.comes_to(moment, 1 if once else rng.randint(1, MOST_TIMES)):
             time.sleep(rng.uniform(0, 0.05))
-            hit = run.process.is_alive() and disturb(run, left[-1])
+            hit = run.process.is_alive() and disturb(run, how)
         if hit:
-            killed += [hit] if left.pop() == signal.SIGKILL else []
+            left.pop()
+            killed += [hit] if how == signal.SIGKILL else []
             continue
         # It was at its end before: the rest comes to another run.
         code, told = run.end()

@@ -98,6 +98,11 @@ def quantize_stage(train: ConfigDict, bits: str) -> ConfigDict:
     # Of the learned ends of ranges (their logarithms), and of learned bits.
     stage.range_optimizer = _adam(1e-3)
     stage.bits_optimizer = _adam(0.02)
+    if stage.bits.learned:
+        # Ranges are measured for 8 bits; few bits want them several times smaller. Bits
+        # that still fall in the last step are bits that no weight has learned with.
+        stage.range_optimizer.learning_rate = 0.01
+        stage.bits_optimizer.schedule = "cosine"
     return stage
 
 

@@ -14,8 +14,9 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
-from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -60,27 +61,53 @@ def small_space(parts):
     return SearchSpace((2, 1), (6, 6), 4, operations=("C3", "C5SE", "SKIP"))
 
 
-class Doing:
-    """What a run is doing, in a file of one byte: a place in MOMENTS."""
+@dataclasses.dataclass
+class Strike:
+    """A disturbance: `delay` seconds after a run has come `times` times to a moment."""
 
-    def __init__(self, path):
-        self.path = path
+    moment: str
+    times: int
+    delay: float
+    how: Any  # a signal, or FULL_DISK
+
+    def __call__(self, doing):
+        """Strikes this process."""
+        doing.note_strike()
+        if self.how == FULL_DISK:
+            # No file may grow beyond one byte; pipes may.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, 1))
+        else:
+            os.kill(os.getpid(), self.how)
+
+
+class Doing:
+    """What a run is doing, for those who look when it has ended: a byte in a file.
+
+    Behind it the time of the strike.
+    """
+
+    def __init__(self, path, strike):
+        self._path, self._strike = path, strike
 
     def tell(self, moment):
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT)
-        os.pwrite(file, bytes([MOMENTS.index(moment)]), 0)
-        os.close(file)
+        self._write(bytes([MOMENTS.index(moment)]), 0)
+        if self._strike and moment == self._strike.moment:
+            self._strike.times -= 1
+            if not self._strike.times:
+                # Another thread: it comes in the midst of what this one does.
+                timer = threading.Timer(self._strike.delay, self._strike, [self])
+                timer.daemon = True
+                timer.start()
 
-    def now(self):
-        told = self.path.read_bytes() if self.path.exists() else b""
-        return MOMENTS[told[0]] if told else PREPARING
+    def note_strike(self):
+        self._write(str(time.monotonic()).encode(), 1)
 
     def during(self, moment, after=None):
         """Makes a function tell the moment, and afterwards the former one."""
 
         def wrap(function):
             def wrapped(*arguments, **settings):
-                before = self.now()
+                before = self.last()
                 self.tell(moment)
                 try:
                     return function(*arguments, **settings)
@@ -90,6 +117,17 @@ class Doing:
             return wrapped
 
         return wrap
+
+    def last(self):
+        return MOMENTS[self._path.read_bytes()[0]]
+
+    def seconds_since_strike(self):
+        return time.monotonic() - float(self._path.read_bytes()[1:])
+
+    def _write(self, content, place):
+        file = os.open(self._path, os.O_WRONLY | os.O_CREAT)
+        os.pwrite(file, content, place)
+        os.close(file)
 
 
 def watch(doing):
@@ -124,37 +162,6 @@ def run_main(arguments, output, doing):
     command_line.run(main.main, main._check_arguments)
 
 
-@dataclasses.dataclass
-class Run:
-    """A started run."""
-
-    process: Any
-    output: Connection
-    doing: Doing
-    told: bytes = b""
-
-    def comes_to(self, moment, times):
-        """Waits until the run has come to a moment so often; False where it ends."""
-        before = None
-        while self.process.is_alive():
-            now = self.doing.now()
-            times -= now == moment != before
-            if not times:
-                return True
-            before = now
-            time.sleep(0.0005)
-        return False
-
-    def end(self):
-        """Waits for its end: (exit code, what it told)."""
-        if not self.output.closed:
-            while part := os.read(self.output.fileno(), 1 << 16):
-                self.told += part
-            self.output.close()
-        self.process.join()
-        return self.process.exitcode, self.told.decode()
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     """Starts a run in a copy of a process that has imported all that it needs."""
@@ -168,13 +175,19 @@ def start(tmp_path_factory):
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache / "xla"))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
-        def start(arguments):
+        def start(arguments, strike=None):
+            """Runs to the end: (exit code, what it told, what it was doing)."""
             output, write = context.Pipe(duplex=False)
-            doing = Doing(cache / f"doing-{next(numbers)}")
+            doing = Doing(cache / f"doing-{next(numbers)}", strike)
             process = context.Process(target=run_main, args=(arguments, write, doing))
             process.start()
             write.close()
-            return Run(process, output, doing)
+            told = b""
+            while part := os.read(output.fileno(), 1 << 16):
+                told += part
+            process.join()
+            output.close()
+            return process.exitcode, told.decode(), doing
 
         yield start
 
@@ -225,7 +238,7 @@ def undisturbed(start, flags, tmp_path_factory):
     def of(system):
         if system not in made:
             workdir = tmp_path_factory.mktemp(system) / "run"
-            code, told = start([*flags[system], f"--workdir={workdir}"]).end()
+            code, told, _ = start([*flags[system], f"--workdir={workdir}"])
             assert code == 0, told
             made[system] = workdir
         return made[system]
@@ -257,34 +270,21 @@ def assert_same_end(workdir, expected):
     assert rows == wanted
 
 
-def disturb(run, how):
-    """Sends a signal, or lets all writes fail; checks how the run ends.
-
-    Returns what the run was doing when it was killed, "" where it had ended before.
-    """
-    began = time.monotonic()
-    if how == FULL_DISK:
-        # No file may grow beyond one byte; pipes may.
-        resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (1, 1))
-    else:
-        os.kill(run.process.pid, how)
-    code, told = run.end()
-    seconds = time.monotonic() - began
-    if code == 0:
-        return ""
+def check_end(how, code, told, doing):
+    """Checks how a run that was struck has ended."""
     if how == signal.SIGKILL:
         assert code == -signal.SIGKILL, told
-        return run.doing.now()
+        return
     assert "Traceback" not in told
     if how == FULL_DISK:
         assert code == 2, told
         assert told.count("error: Could not write to") == 1, told
-    else:
-        assert code == {signal.SIGTERM: 75, signal.SIGINT: 130}[how], told
-        assert told.count(f"stopped by {how.name}: ") == 1, told
-        assert seconds < SECONDS_TO_END, told
-        print(f"{how.name}: ended after {seconds:.1f} s")
-    return run.doing.now()
+        return
+    seconds = doing.seconds_since_strike()
+    assert code == {signal.SIGTERM: 75, signal.SIGINT: 130}[how], told
+    assert told.count(f"stopped by {how.name}: ") == 1, told
+    assert seconds < SECONDS_TO_END, told
+    print(f"{how.name} in {doing.last()}: ended after {seconds:.1f} s")
 
 
 @pytest.mark.parametrize("number", range(-(-KILLS // KILLS_OF_A_RUN)))
@@ -301,27 +301,26 @@ def test_a_run_disturbed_at_random_moments_ends_like_an_undisturbed_one(
     left = [(rng.choice(MOMENTS[1:]), kind) for kind in kinds]
     # What has come to the final test comes to no more steps.
     left.sort(key=lambda each: each[0] != TEST)
-    lives = itertools.count()
-    workdir, killed = tmp_path / f"run-{next(lives)}", []
+    lives, killed = itertools.count(), []
+    arguments = [*flags[system], f"--workdir={tmp_path / f'run-{next(lives)}'}"]
     while left:
-        run = start([*flags[system], f"--workdir={workdir}"])
         moment, how = left[-1]
-        once = moment in (BETWEEN, TEST)
-        hit = ""
-        if run.comes_to(moment, 1 if once else rng.randint(1, MOST_TIMES)):
-            time.sleep(rng.uniform(0, 0.05))
-            hit = run.process.is_alive() and disturb(run, how)
-        if hit:
-            left.pop()
-            killed += [hit] if how == signal.SIGKILL else []
+        times = 1 if moment in (BETWEEN, TEST) else rng.randint(1, MOST_TIMES)
+        strike = Strike(moment, times, rng.uniform(0, 0.05), how)
+        code, told, doing = start(arguments, strike)
+        if code == 0:
+            # It was at its end before: the rest comes to another run.
+            assert_same_end(workdir_of(arguments), undisturbed(system))
+            arguments[-1] = f"--workdir={tmp_path / f'run-{next(lives)}'}"
             continue
-        # It was at its end before: the rest comes to another run.
-        code, told = run.end()
-        assert code == 0, told
-        assert_same_end(workdir, undisturbed(system))
-        workdir = tmp_path / f"run-{next(lives)}"
-    code, told = start([*flags[system], f"--workdir={workdir}"]).end()
+        check_end(how, code, told, doing)
+        left.pop()
+        killed += [doing.last()] if how == signal.SIGKILL else []
+    code, told, _ = start(arguments)
     assert code == 0, told
-    assert_same_end(workdir, undisturbed(system))
-    assert len(killed) == KILLS_OF_A_RUN
-    print(f"{system}: killed in {', '.join(killed)}")
+    assert_same_end(workdir_of(arguments), undisturbed(system))
+    print(f"{system}: killed in {', '.join(killed)}; {next(lives)} runs")
+
+
+def workdir_of(arguments):
+    return Path(arguments[-1].removeprefix("--workdir="))

@@ -153,6 +153,8 @@ def run_main(arguments, output, doing):
     from kws_jax import command_line, main
 
     search.create_space = small_space
+    # Where the tests run in the background, Ctrl-C is ignored, and stays so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     watch(doing)
     for stream in (1, 2):
         os.dup2(output.fileno(), stream)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from etils import epath
 
 from kws_jax import together, workdirs
@@ -136,7 +137,7 @@ class StageCheckpoints:
                 _NOTES: ocp.args.JsonSave({**notes, _DIGESTS: digests}),
             }
         )
-        with saving(self.directory):
+        with saving(self.directory), _told_once():
             if manager.latest_step() == step:
                 manager.delete(step)
             manager.save(step, args=items, force=True)
@@ -196,6 +197,17 @@ class StageCheckpoints:
             f"{_reason(error)}\nUse another --workdir, or remove {self.directory}: "
             "this stage is then trained anew."
         )
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """Orbax logs what fails in its threads, with a traceback, before it is raised."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _reason(error: Exception) -> str:

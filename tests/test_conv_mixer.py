@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from network_values import QUICK, random_variables
+from network_values import (
+    QUICK,
+    assert_embeds,
+    batch_norm,
+    conv_centred,
+    random_variables,
+)
+from scipy.special import erf, expit
 
 from kws_jax.models import conv_mixer
 from kws_jax.models.conv_mixer import ConvMixer
@@ -12,107 +19,102 @@ from kws_jax.models.conv_mixer import ConvMixer
 RNG = np.random.default_rng(0)
 
 
-def swish(torch, x):
-    return x * torch.sigmoid(x)
+def swish(x):
+    return x * expit(x)
 
 
-class Reference:
-    """The equations of the paper in PyTorch's layers and layout [b, c, t]."""
+def gelu(x):
+    return x * (1 + erf(x / np.sqrt(2))) / 2
 
-    def __init__(self, torch, variables):
-        self.torch, self.variables = torch, variables
 
-    def tensor(self, value):
-        return self.torch.tensor(np.asarray(value, np.float64))
+class Equations:
+    """Fig. 1 and equations (1) to (4) in NumPy, float64, on x [b, t, c].
 
-    def norm(self, x, path):
-        p, s = self.at(path)
-        return self.torch.nn.functional.batch_norm(
-            x,
-            self.tensor(s["mean"]),
-            self.tensor(s["var"]),
-            self.tensor(p["scale"]),
-            self.tensor(p["bias"]),
-            eps=1e-5,
-        )
+    Kernels and dilations are those of the paper, whatever the network's own are.
+    """
+
+    def __init__(self, variables, *, train=False):
+        self.params, self.stats = variables["params"], variables["batch_stats"]
+        self.train = train
 
     def at(self, path):
-        p, s = self.variables["params"], self.variables["batch_stats"]
-        for name in path:
+        """The parameters and statistics of the layer at "block/layer"."""
+        p, s = self.params, self.stats
+        for name in path.split("/"):
             p, s = p[name], s.get(name, {})
         return p, s
 
-    def separable(self, x, path, dilation=1):
-        f = self.torch.nn.functional
-        p, _ = self.at(path)
-        w = self.tensor(p["depthwise"]["kernel"]).permute(2, 1, 0)
-        pad = dilation * (w.shape[-1] - 1) // 2
-        x = f.conv1d(x, w, padding=pad, dilation=dilation, groups=x.shape[1])
-        x = f.conv1d(x, self.tensor(p["pointwise"]["kernel"]).T[..., None])
-        return swish(self.torch, self.norm(x, (*path, "bn")))
+    def norm(self, x, path):
+        p, s = self.at(path)
+        return batch_norm(x, s, p, 1e-5, train=self.train)
 
-    def frequency(self, x, path):
-        """x [b, f, t] as an image with frequency first, as the paper has it."""
-        f = self.torch.nn.functional
+    def separable(self, x, path, kernel, dilation=1):
+        """Depthwise along time, 1×1, BN, swish; nothing between the first two."""
         p, _ = self.at(path)
-        expand = self.tensor(p["expand"]).permute(3, 2, 1, 0)
-        depthwise = self.tensor(p["depthwise"]).permute(3, 2, 1, 0)
-        y = swish(self.torch, f.conv2d(x[:, None], expand, padding=1))
-        pad = ((depthwise.shape[2] - 1) // 2, 0)
-        y = f.conv2d(y, depthwise, padding=pad, groups=len(depthwise))
-        project = self.tensor(p["project"]).T[..., None, None]
-        return f.conv2d(swish(self.torch, y), project)
+        w = p["depthwise"]["kernel"]
+        assert w.shape == (kernel, 1, x.shape[-1])
+        x = conv_centred(x[:, :, None], w[:, None], dilation=dilation)[:, :, 0]
+        return swish(self.norm(x @ p["pointwise"]["kernel"], f"{path}/bn"))
+
+    def frequency(self, x, path, kernel, maps):
+        """3×3 to maps, swish, depthwise along frequency, swish, 1×1 to one map."""
+        p, _ = self.at(path)
+        assert p["expand"].shape == (3, 3, 1, maps)
+        assert p["depthwise"].shape == (1, kernel, 1, maps)
+        y = swish(conv_centred(x[..., None], p["expand"]))
+        return swish(conv_centred(y, p["depthwise"])) @ p["project"]
 
     def mlp(self, x, path):
-        f = self.torch.nn.functional
-        p = jax.tree.map(self.tensor, self.at(path)[0])
-        y = f.layer_norm(x, x.shape[-1:], p["norm"]["scale"], p["norm"]["bias"], 1e-5)
-        y = f.linear(y, p["dense1"]["kernel"].T, p["dense1"]["bias"])
-        return x + f.linear(f.gelu(y), p["dense2"]["kernel"].T, p["dense2"]["bias"])
+        """x + W₂ GELU(W₁ LN(x)), both of the last axis, with biases."""
+        p, _ = self.at(path)
+        y = x - x.mean(-1, keepdims=True)
+        y = y / np.sqrt((y**2).mean(-1, keepdims=True) + 1e-5)
+        y = y * p["norm"]["scale"] + p["norm"]["bias"]
+        y = gelu(y @ p["dense1"]["kernel"] + p["dense1"]["bias"])
+        return x + y @ p["dense2"]["kernel"] + p["dense2"]["bias"]
 
-    def block(self, x, path=()):
-        y1 = self.frequency(x, (*path, "frequency"))
-        y1 = swish(self.torch, self.norm(y1, (*path, "bn")))[:, 0]
-        y3 = self.mlp(self.separable(y1, (*path, "time")), (*path, "mix_time"))
-        y3 = swish(self.torch, self.mlp(y3.mT, (*path, "mix_frequency")).mT)
+    def block(self, x, path, time_kernel, frequency_kernel, maps):
+        y1 = self.frequency(x, f"{path}/frequency", frequency_kernel, maps)
+        y1 = swish(self.norm(y1, f"{path}/bn"))[..., 0]
+        y2 = self.separable(y1, f"{path}/time", time_kernel)
+        u = self.mlp(y2.swapaxes(1, 2), f"{path}/mix_time").swapaxes(1, 2)
+        y3 = swish(self.mlp(u, f"{path}/mix_frequency"))
         return x + y1 + y3
 
     def embed(self, features):
-        x = self.separable(self.tensor(features).mT, ("stem",))
-        y = self.separable(x, ("pre", "layer0"))
-        x = x + self.separable(y, ("pre", "layer1"))
-        for i in range(4):
-            x = self.block(x, (f"blocks_{i}",))
-        for i, dilation in enumerate([1, 2, 1]):
-            x = self.separable(x, (f"post_{i}",), dilation)
-        return x.amax(-1)
+        x = self.separable(features, "stem", 5)
+        y = self.separable(x, "pre/layer0", 7)
+        x = x + self.separable(y, "pre/layer1", 1)
+        for i, sizes in enumerate([(9, 5, 64), (11, 5, 32), (13, 7, 16), (15, 7, 8)]):
+            x = self.block(x, f"blocks_{i}", *sizes)
+        x = self.separable(x, "post_0", 17)
+        x = self.separable(x, "post_1", 19, dilation=2)
+        return self.separable(x, "post_2", 1).max(1)
 
 
-def test_block_follows_its_equations():
-    torch = pytest.importorskip("torch", reason="an independent implementation")
+@pytest.mark.parametrize("train", [False, True])
+def test_block_follows_its_equations(train):
     block = conv_mixer.ConvMixerBlock(9, 5, 3)
     x = RNG.normal(size=(2, 13, 8)).astype(np.float32)
     variables = random_variables(block, x)
-    got = jax.jit(
-        lambda x: block.apply(variables, x, train=False), compiler_options=QUICK
+    got, _ = jax.jit(
+        lambda x: block.apply(variables, x, train=train, mutable=["batch_stats"]),
+        compiler_options=QUICK,
     )(x)
-    expected = Reference(torch, variables).block(torch.tensor(np.float64(x)).mT).mT
+    inside = {kind: {"block": tree} for kind, tree in variables.items()}
+    expected = Equations(inside, train=train).block(np.float64(x), "block", 9, 5, 3)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_network_is_its_layers_in_order():
-    torch = pytest.importorskip("torch", reason="an independent implementation")
     model = ConvMixer(5, channels=8)
     x = RNG.normal(size=(2, 41, 8)).astype(np.float32)
     variables = random_variables(model, x)
 
-    embed = jax.jit(
-        lambda x: model.apply(variables, x, train=False, method="embed"),
-        compiler_options=QUICK,
-    )
-    expected = Reference(torch, variables).embed(x)
-    assert expected.shape == (2, 16)
-    np.testing.assert_allclose(embed(x), expected, rtol=1e-3, atol=1e-4)
+    def expected(train):
+        return Equations(variables, train=train).embed(np.float64(x))
+
+    assert_embeds(model, variables, x, expected)
 
 
 def test_frequency_branch_sees_a_clip_alone():

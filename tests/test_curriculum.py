@@ -19,7 +19,6 @@ from kws_jax import config as configs
 from kws_jax import experiment
 from kws_jax.data import pipeline
 from kws_jax.data.conditions import Condition
-from kws_jax.data.noise_folder import SEEN
 from kws_jax.errors import UserError
 from kws_jax.parts import load_setup
 from kws_jax.report.page import render
@@ -183,11 +182,20 @@ def test_a_curriculum_killed_in_its_third_stage_ends_with_the_same_parameters(
     assert values == expected
 
 
-def test_validation_hears_the_stages_noise_the_same_each_time():
+@pytest.mark.parametrize("reverberant_fraction", [0.0, 0.5])
+def test_validation_hears_the_stages_noise_and_rooms_the_same_each_time(
+    reverberant_fraction,
+):
+    """Those of training: what the test hears must not choose what is kept."""
     config = tiny_config()
     config.stages[0].validation = "condition"
     config.stages[0].objective = "binary_cross_entropy"
-    config.stages[0].condition.update(snr_db=(0.0, -5.0), clean_fraction=1 / 3)
+    disturbance = {
+        "snr_db": (0.0, -5.0),
+        "clean_fraction": 1 / 3,
+        "reverberant_fraction": reverberant_fraction,
+    }
+    config.stages[0].condition.update(disturbance)
     parts = tiny_parts(config)
 
     def logits_of(state, features):
@@ -197,13 +205,13 @@ def test_validation_hears_the_stages_noise_the_same_each_time():
     state = create_train_state({WEIGHTS: {}}, {}, {})
     first = validate(state)
     assert validate(state) == first
-    condition = Condition(snr_db=(0.0, -5.0), clean_fraction=1 / 3)
     (batch,) = pipeline.eval_batches(
         parts.task.validation,
-        condition,
+        Condition(**disturbance),
         batch_size=16,
         seed=config.evaluation.seed,
-        noise=parts.noise[SEEN],
+        noise=parts.training_noise,
+        rooms=parts.training_rooms,
         silence_label=3,
         reference_rms=0.05,
     )

@@ -64,17 +64,18 @@ def tiny_config(steps=11, batch_size=8, **changes):
 
 def tiny_parts(config=None, clips=23):
     train, validation = random_split("train", clips, 0), random_split("val", 16, 1)
+    test = random_split("test", 16, 2)
     return Parts(
         config=config or tiny_config(),
         labels=LABELS,
         frontend=create_frontend("mfcc"),
         mesh=sharding.data_mesh(),
-        task=Task("custom", LABELS, train, validation, validation),
+        task=Task("custom", LABELS, train, validation, test),
         fingerprint="",
         background=bank(10),
         noise={SEEN: bank(20)},
         reference_rms=0.05,
-        training_noise=bank(20),
+        training_noise=bank(50),
         training_rooms=room_bank(30),
         test_rooms=room_bank(40),
     )

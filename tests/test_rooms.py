@@ -214,24 +214,76 @@ def test_response_longer_than_a_clip_is_cut_with_a_fade_and_told(tmp_path, capsy
     assert "1 of 2 impulse responses" in capsys.readouterr().err
 
 
-def test_reverb_database_has_its_responses_in_folders_of_that_name(tmp_path):
-    for room in ("L207", "Q301", "R112"):
+def reverb_database(folder, rooms=("L207", "Q301", "R112")):
+    for room in rooms:
         for microphone in range(2):
-            place = tmp_path / room / f"MicID{microphone}" / "SpkID01"
+            place = folder / room / f"MicID{microphone:02}" / "SpkID01"
             write(place / "RIR" / "IR_sweep.v00.wav", decaying(500))
             write(place / "silence" / "quiet.wav", decaying(500))
+
+
+@pytest.mark.parametrize("above", ["", "BUT_RIR", "BUT/RIR_only"])
+def test_rooms_of_the_reverb_database_stay_whole_at_any_level(tmp_path, above, capsys):
+    reverb_database(tmp_path / above)
     parts = opened(tmp_path, 0.3)
     names = [parts[split].names for split in (TRAIN, TEST)]
     assert all("/RIR/" in name for part in names for name in part)
-    rooms = [{name.partition("/")[0] for name in part} for part in names]
+    rooms = [{name.partition("/MicID")[0] for name in part} for part in names]
     assert not rooms[0] & rooms[1]
     assert (len(rooms[0]), len(rooms[1])) == (2, 1)
+    assert (len(names[0]), len(names[1])) == (4, 2)
+    assert not capsys.readouterr().err
 
 
-def test_flat_folder_is_divided_by_file(tmp_path):
+@pytest.mark.parametrize("above", ["", "BUT"])
+def test_microphones_and_speakers_make_no_rooms_of_one(tmp_path, above):
+    reverb_database(tmp_path / above, ["L207"])
+    with pytest.raises(UserError, match="a single room"):
+        opened(tmp_path, 0.3)
+    with pytest.raises(UserError, match="a single room"):
+        opened(tmp_path / above / "L207", 0.3)
+    with pytest.raises(UserError, match="a single room"):
+        opened(tmp_path / above / "L207" / "MicID00", 0.3)
+
+
+@pytest.mark.parametrize("above", ["", "air/wav"])
+def test_folders_behind_those_that_all_share_are_rooms(tmp_path, above, capsys):
+    for room in ("hall", "office", "stairs", "lift"):
+        for i in range(3):
+            write(tmp_path / above / room / "far" / f"{i}.wav", decaying(500, i))
+    parts = opened(tmp_path, 0.5)
+    rooms = [
+        {name.removeprefix(above).strip("/").partition("/")[0] for name in part.names}
+        for part in parts.values()
+    ]
+    assert [len(part) for part in rooms] == [2, 2]
+    assert not rooms[0] & rooms[1]
+    assert not capsys.readouterr().err
+
+
+def test_files_beside_a_folder_leave_its_room_whole(tmp_path, capsys):
+    for i in range(6):
+        write(tmp_path / "all" / "hall" / f"{i}.wav", decaying(500, i))
+    for name in ("booth", "car"):
+        write(tmp_path / "all" / f"{name}.wav", decaying(500))
+    for fraction in (0.3, 0.6):
+        parts = opened(tmp_path, fraction)
+        hall = [sum("/hall/" in n for n in part.names) for part in parts.values()]
+        assert sorted(hall) == [0, 6]
+        assert sum(map(len, parts.values())) == 8
+    assert "note: 2 impulse responses" in capsys.readouterr().err
+
+
+def test_flat_folder_is_divided_by_file_and_told(tmp_path, capsys):
     for i in range(10):
         write(tmp_path / f"{i}.wav", decaying(500, i))
+    for whole in (0.0, 1.0):
+        opened(tmp_path, whole)
+    assert not capsys.readouterr().err
     parts = opened(tmp_path, 0.3)
+    told = capsys.readouterr().err
+    assert f"note: 10 impulse responses in {tmp_path} lie in no folder" in told
+    assert "config.data.rooms_test_fraction" in told
     assert {k: len(v) for k, v in parts.items()} == {TRAIN: 7, TEST: 3}
     assert not set(parts[TRAIN].names) & set(parts[TEST].names)
     again = opened(tmp_path, 0.3)

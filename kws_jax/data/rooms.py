@@ -8,6 +8,7 @@ rooms) only the files in folders named RIR are responses.
 import dataclasses
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -27,6 +28,7 @@ from kws_jax.errors import UserError
 
 SIMULATED = "simulated"
 _RIR_FOLDER = "RIR"
+_MICROPHONE = re.compile(r"MicID\d+.*")
 # The direct path is the first sample that is at most 20 dB below the largest, as ISO
 # 3382-1 has it: reflections may be stronger, what is measured before it is weaker.
 _DIRECT = 0.1
@@ -95,8 +97,9 @@ def open_rooms(
     Args:
       where: a folder of impulse responses, "simulated", or "" for no rooms.
       test_fraction: share of the rooms that the test gets, chosen by a hash of their
-        paths. A room is a folder directly below `where`, where there are several that
-        hold responses; else each file is one.
+        paths. A room is a folder where the paths of the responses part for the first
+        time, or a file that lies there beside the folders; in BUT ReverbDB it is the
+        folder above the microphones, wherever it lies.
       simulated: settings of `simulated_rooms.simulate`.
       progress: called with (rooms made, all rooms) while they are simulated.
 
@@ -129,6 +132,9 @@ def divide(
 ) -> dict[str, list[Response]]:
     """The responses of training and of the test, by their rooms.
 
+    Files that no folder tells the room of are divided as if each were a room; that they
+    may be of one is told on standard error.
+
     Raises:
       UserError: there is one room alone, and both want some.
     """
@@ -138,6 +144,15 @@ def divide(
             f"{where} holds a single room, which training and test cannot share. Give "
             "more impulse responses, or set config.data.rooms_test_fraction to 0 (all "
             "for training) or 1 (all for the test)"
+        )
+    lone = sum(response.room == response.name for response in responses)
+    if lone > 1 and 0 < test_fraction < 1:
+        print(
+            f"note: {lone} impulse responses in {where} lie in no folder that tells "
+            "their room, so each is taken for a room of its own. If several are of one "
+            "room, training and test share it: give each room a folder, or set "
+            "config.data.rooms_test_fraction to 0 or 1",
+            file=sys.stderr,
         )
     test = held_out(rooms, test_fraction)
     return {
@@ -192,12 +207,27 @@ def read_room_folder(directory: str | os.PathLike[str]) -> list[Response]:
 
 
 def _rooms_of(names: Iterable[str]) -> list[tuple[str, str]]:
-    """(name, its room): the first folder where there are several, else the file."""
-    names = list(names)
-    folders = {PurePosixPath(name).parts[0] for name in names if "/" in name}
-    if len(folders) < 2:
-        return [(name, name) for name in names]
-    return [(name, PurePosixPath(name).parts[0]) for name in names]
+    """(name, its room), whether the folder was named at the rooms or above them.
+
+    Folders that all files share tell nothing; the first one behind them is the room. A
+    file without one is a room of its own.
+    """
+    folder_of = {name: PurePosixPath(name).parent for name in names}
+    shared = len(PurePosixPath(os.path.commonpath(folder_of.values())).parts)
+    rooms = []
+    for name, folder in folder_of.items():
+        own = folder.parts[shared:]
+        room = _room_above_microphones(folder) or (own[0] if own else name)
+        rooms.append((name, room))
+    return rooms
+
+
+def _room_above_microphones(folder: PurePosixPath) -> str:
+    """The room in BUT ReverbDB's ROOM/MICROPHONE/SPEAKER/RIR; "" in other layouts."""
+    for above, name in zip((".", *folder.parts), folder.parts):
+        if _MICROPHONE.fullmatch(name):
+            return above
+    return ""
 
 
 def _tell_long(responses: Sequence[Response], root: Path) -> None:

@@ -53,7 +53,8 @@ def data() -> ConfigDict:
             "noise_seen": "",
             "noise_unseen": "",
             # Share of the seen noise that is kept for the test: recordings of each kind
-            # (folder), or the last seconds of a kind's only recording.
+            # (folder), or the last seconds of a kind's only recording, a clip's length
+            # after those of training.
             "noise_test_fraction": 0.3,
             # At most so many hours of each noise folder are read: recordings of every
             # kind in turn.

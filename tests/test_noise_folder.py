@@ -118,21 +118,68 @@ def test_own_division_of_wham_is_kept():
     assert training == set(names) - test
 
 
+@pytest.mark.parametrize("above", ["", "wham_noise/", "noises/wham_noise/"])
+def test_own_division_is_kept_beside_other_noise(above):
+    own = {
+        part: {f"{above}{part}/{i}.wav" for i in range(3)}
+        for part in ("tr", "cv", "tt")
+    }
+    kinds = {kind: {f"{kind}/{i}.wav" for i in range(4)} for kind in ("rain", "wind")}
+    lone, beside = "hum.wav", {f"{above}readme/{i}.wav" for i in range(2)}
+    everything = set().union(*own.values(), *kinds.values(), beside, {lone})
+    training, test = divided(sorted(everything), seconds=10)
+    assert own["tt"] <= test - training
+    assert own["tr"] | own["cv"] <= training - test
+    # All else is divided as it would be without.
+    rest = divided(sorted(everything - set().union(*own.values())), seconds=10)
+    assert [part - set().union(*own.values()) for part in (training, test)] == rest
+    assert all(kind & training and kind & test for kind in kinds.values())
+    assert lone in training & test
+
+
+def test_folders_named_like_a_division_in_different_places_are_none():
+    names = [f"a/tr/{i}.wav" for i in range(4)] + [f"b/tt/{i}.wav" for i in range(4)]
+    training, test = divided(names)
+    assert all(part & set(names[:4]) for part in (training, test))
+    assert all(part & set(names[4:]) for part in (training, test))
+
+
 @pytest.mark.parametrize(
     "names", [["babble.wav", "white.wav"], ["rain/a.wav", "wind/b.wav"]]
 )
-def test_only_recording_of_a_kind_is_cut_in_time(tmp_path, names):
+def test_only_recording_of_a_kind_is_cut_in_time_with_a_clip_between(tmp_path, names):
     write(tmp_path, names, seconds=10)
     training, tests = opened(tmp_path)
     assert training.lengths.tolist() == [7 * RATE, 7 * RATE]
-    assert tests[SEEN].lengths.tolist() == [3 * RATE, 3 * RATE]
+    assert tests[SEEN].lengths.tolist() == [2 * RATE, 2 * RATE]
     for i, name in enumerate(names):
         whole = soundfile.read(tmp_path / name, dtype="int16")[0]
         first, last = (
             bank.audio[bank.starts[i] :][: bank.lengths[i]]
             for bank in (training, tests[SEEN])
         )
-        np.testing.assert_array_equal(np.concatenate([first, last]), whole)
+        np.testing.assert_array_equal(first, whole[: 7 * RATE])
+        np.testing.assert_array_equal(last, whole[8 * RATE :])
+
+
+@pytest.mark.parametrize(
+    ("samples", "training", "test"),
+    [
+        (7 * RATE, 4.9 * RATE, 1.1 * RATE),
+        # The test's 0.3 of it are too short to give the gap as well.
+        (5 * RATE, 3 * RATE, RATE),
+        (3 * RATE, RATE, RATE),
+        (3 * RATE - 1, 3 * RATE - 1, None),
+    ],
+)
+def test_short_recordings_give_each_a_clip_while_they_can(samples, training, test):
+    audio = np.arange(samples) % 3000 + 1
+    parts = noise_folder.divide([Recording("hum", audio)], 0.3)
+    assert [len(part.audio) for part in parts[0]] == [training]
+    assert [len(part.audio) for part in parts[1]] == ([test] if test else [])
+    if test:
+        np.testing.assert_array_equal(parts[0][0].audio, audio[: int(training)])
+        np.testing.assert_array_equal(parts[1][0].audio, audio[-int(test) :])
 
 
 def test_recording_too_short_to_be_cut_is_for_training_alone(tmp_path, capsys):

@@ -2,8 +2,9 @@
 
 A kind of noise is a folder, or a file where files lie directly in the folder that is
 given. A kind with several recordings is divided by recording; of a kind's only one,
-training has the first seconds and the test the last. What belongs to one recording is
-told by the names that these data sets have:
+training has the first seconds and the test the last, with a clip's length between that
+neither hears. What belongs to one recording is told by the names that these data sets
+have:
 
     UrbanSound8K   FSID-CLASS-OCCURRENCE-SLICE.wav     recording FSID, kind CLASS
     ESC-50         FOLD-CLIP-TAKE-CLASS.wav            recording CLIP, kind CLASS
@@ -11,7 +12,7 @@ told by the names that these data sets have:
     DCASE (TUT)    a001_0_10.wav                       recording a001
     DEMAND         PLACE/ch01.wav … PLACE/ch16.wav     recording PLACE: 16 microphones
                                                        heard it, the first is taken
-    WHAM!          tr/, cv/, tt/                       its own division: tt is the test
+    WHAM!          tr/, cv/, tt/ in any folder         its own division: tt is the test
     MUSAN, NOISEX-92 and all others                    a file is a recording
 """
 
@@ -98,8 +99,8 @@ def divide(
 ) -> tuple[list[Recording], list[Recording]]:
     """Recordings, or parts of them, for training and for the test.
 
-    A kind's only recording is for training alone where it is in several files, is too
-    short to give each of them a clip, or where one part would be silent.
+    A kind's only recording is for training alone where it is in several files, is
+    shorter than three clips, or where one part would be silent.
     """
     if test_fraction == 0:
         return list(recordings), []
@@ -187,25 +188,32 @@ def _in_turn(kind_of: Mapping[str, str]) -> list[str]:
     return [recording for _, _, recording in sorted(keyed)]
 
 
-def _own_test(names: Sequence[str]) -> set[str]:
-    """The test's files where the data set's own folders tell them, else none."""
-    folder = {name: PurePosixPath(name).parent.name for name in names}
-    found = set(folder.values())
-    if not {_OWN_TRAINING[0], _OWN_TEST} <= found <= {*_OWN_TRAINING, _OWN_TEST}:
-        return set()
-    return {name for name, where in folder.items() if where == _OWN_TEST}
+def _own_division(names: Iterable[str]) -> tuple[set[str], set[str]]:
+    """The files that a data set's own folders give to training, and to the test.
+
+    Neither has what lies beside these folders: tr and tt, and cv, in one folder.
+    """
+    held: dict[PurePosixPath, dict[str, set[str]]] = defaultdict(dict)
+    for name in names:
+        folder = PurePosixPath(name).parent
+        held[folder.parent].setdefault(folder.name, set()).add(name)
+    training: set[str] = set()
+    test: set[str] = set()
+    for parts in held.values():
+        if {_OWN_TRAINING[0], _OWN_TEST} <= parts.keys():
+            training.update(*(parts.get(part, ()) for part in _OWN_TRAINING))
+            test |= parts[_OWN_TEST]
+    return training, test
 
 
 def _test_and_lone(names: Sequence[str], fraction: float) -> tuple[set[str], set[str]]:
     """The files held out for the test, and those that alone are all of their kind."""
-    own = _own_test(names)
-    if own:
-        return own, set()
+    own_training, test = _own_division(names)
+    names = [name for name in names if name not in own_training | test]
     told = kinds_and_recordings(names)
     files: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name, (kind, recording) in told.items():
         files[kind][recording].add(name)
-    test: set[str] = set()
     lone: set[str] = set()
     for recordings in files.values():
         if len(recordings) > 1:
@@ -217,10 +225,17 @@ def _test_and_lone(names: Sequence[str], fraction: float) -> tuple[set[str], set
 
 
 def _cut(recording: Recording, fraction: float) -> tuple[Recording, Recording | None]:
-    """Its parts for training and for the test; itself and None if it is too short."""
-    border = len(recording.audio) - round(fraction * len(recording.audio))
-    parts = [recording.audio[:border], recording.audio[border:]]
-    if any(len(part) < CLIP_SAMPLES or not np.any(part) for part in parts):
+    """Its parts for training and for the test; itself and None if it is too short.
+
+    A clip's length between them is left out: what sounds on across the border is not
+    heard by both. The test gets at least a clip, and gives the gap as long as it can.
+    """
+    samples = len(recording.audio)
+    border = min(samples - round(fraction * samples), samples - 2 * CLIP_SAMPLES)
+    if border < CLIP_SAMPLES:
+        return recording, None
+    parts = [recording.audio[:border], recording.audio[border + CLIP_SAMPLES :]]
+    if not all(map(np.any, parts)):
         return recording, None
     first, last = (Recording(recording.name, part) for part in parts)
     return first, last

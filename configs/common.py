@@ -97,7 +97,7 @@ def simulated_rooms() -> ConfigDict:
             "length_m": (3.0, 10.0),
             "width_m": (3.0, 8.0),
             "height_m": (2.4, 4.0),
-            # Time in which the sound falls by 60 dB.
+            # Time (s) in which the sound falls by 60 dB; at most 2.
             "t60_s": (0.2, 0.8),
             # From the talker to the microphone.
             "distance_m": (0.5, 4.0),

@@ -361,13 +361,28 @@ def test_simulated_rooms_have_the_asked_t60(simulated, split):
         assert np.sum(response**2) == pytest.approx(1, abs=1e-5)
 
 
-def test_long_reverberation_is_as_asked_too():
+@pytest.mark.parametrize("t60", [0.6, 0.8])
+def test_long_reverberation_is_as_asked_too(t60):
     pytest.importorskip("pyroomacoustics")
-    rooms = opened("simulated", 0.5, number=2, t60_s=(0.6, 0.6), length_m=(5.0, 5.0))
+    rooms = opened("simulated", 0.5, number=2, t60_s=(t60, t60), length_m=(5.0, 5.0))
     for part in rooms.values():
         assert schroeder_t60(part.responses[0].astype(float)) == pytest.approx(
-            0.6, rel=0.1
+            t60, rel=0.1
         )
+
+
+@pytest.mark.parametrize("t60", [0.8, 1.9, 2.0, 2.4, 3.0])
+def test_t60_that_a_clip_is_too_short_for_is_refused(t60):
+    # Within a twentieth of what is asked, as simulated responses are.
+    tail = decaying(round(0.95 * t60 * RATE))
+    tail[0] = 0.2
+    bank = RoomBank.from_responses([Response("hall", tail, "hall", "")])
+    kept = schroeder_t60(bank.responses[0].astype(float)) == pytest.approx(t60, rel=0.1)
+    assert kept == (t60 <= 2)
+    if not kept:
+        told = rf"simulated_rooms\.t60_s = \(0\.3, {t60}\): give at most 2 s"
+        with pytest.raises(UserError, match=told):
+            opened("simulated", 0.5, t60_s=(0.3, t60))
 
 
 def test_simulated_rooms_are_a_function_of_their_seed(simulated):

@@ -171,6 +171,21 @@ def write_tones(path, seconds, tones, rate=RATE):
     soundfile.write(path, wave, rate)
 
 
+def test_without_an_snr_the_clean_streams_alone_are_heard(made, workdir):
+    parts, _ = made
+    assert parts.noise
+    config = parts.config.copy_and_resolve_references()
+    config.detection.snr_db = ()
+    quiet = type(parts)(**{**vars(parts), "config": config})
+    rows = detection.measure(quiet, workdir, Console(quiet=True))
+    assert {(row["split"], row["condition"]) for row in rows} == {
+        ("validation", "clean"),
+        ("test", "clean"),
+    }
+    (workdir / "results.json").write_text(json.dumps(rows))
+    assert "Keywords in continuous audio" in write_report(workdir).read_text()
+
+
 def write_recording(path, rate=RATE):
     """Twelve seconds: "up" in the third, another word in the fifth, then "stop"."""
     tones = [("up", 2.5, 0.3), ("cat", 4.5, 0.3), ("stop", 7.5, 0.3)]

@@ -128,16 +128,17 @@ def write_lines(path, lines):
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def make_workdir(workdir, seed=0, far=False):
+def make_workdir(workdir, seed=0, far=False, noise=True):
     """Writes all files of a finished search and training."""
     rng = np.random.default_rng(seed)
     matrices = {"clean": confusion(rng, 0.965)}
-    for kind, loss in (("seen", 0.0), ("unseen", 0.06)):
+    kinds = (("seen", 0.0), ("unseen", 0.06)) if noise else ()
+    for kind, loss in kinds:
         for snr, recall in ((20, 0.955), (10, 0.93), (5, 0.89), (0, 0.8), (-5, 0.62)):
             matrices[f"{kind} {snr} dB"] = confusion(rng, recall - loss)
     if far:
         matrices["far clean"] = confusion(rng, 0.91)
-        for kind, loss in (("seen", 0.0), ("unseen", 0.06)):
+        for kind, loss in kinds:
             for snr, recall in (
                 (20, 0.89),
                 (10, 0.84),
@@ -478,6 +479,27 @@ def test_near_and_far_are_two_panels_and_near_alone_is_one(finished, heard_far):
     section = heard_far[1].partition('id="noise"')[2].partition("</section>")[0]
     axes = [re.findall(r">(\d+ %)<", part) for part in section.split("<figure>")[1:3]]
     assert axes[0] == axes[1] != []
+
+
+def test_far_clips_without_any_noise_are_a_table(tmp_path):
+    workdir = make_workdir(tmp_path, far=True, noise=False)
+    source = write_report(workdir).read_text()
+    head, row = noise_table(source)
+    assert (head, row[0]) == (["noise", "near", "far"], "none")
+    for condition, cell in zip(("clean", "far clean"), row[1:], strict=True):
+        found = accuracies(workdir)[condition]
+        low, high = (f"{100 * v:.1f}" for v in found["ci95"])
+        assert cell == f"{100 * found['value']:.1f} % ({low} – {high} %)"
+    console = recorder()
+    print_summary(workdir, console)
+    names = re.findall(r"^│ (\S.*?) +│", console.file.getvalue(), re.M)
+    assert names == ["clean", "far clean"]
+    assert "mean over the SNRs" not in console.file.getvalue()
+
+
+def test_near_clips_without_any_noise_have_no_section_of_it(tmp_path):
+    source = write_report(make_workdir(tmp_path, noise=False)).read_text()
+    assert 'id="noise"' not in source
 
 
 def test_terminal_tells_far_conditions_and_means(heard_far):

@@ -13,11 +13,14 @@ Curves = Mapping[str, Sequence[tuple[float, Measure]]]
 
 
 def accuracy_in_noise(run: Run) -> Markup | None:
-    """A panel for near and one for far clips, where there are both, and the table."""
+    """A panel for near and one for far clips, where there are both, and the table.
+
+    The table alone where clips were far, but nothing was tested in noise.
+    """
     near, far = _places(run)
-    if not near and not far:
-        return None
     clean, far_clean = run.find("accuracy"), run.find("accuracy", FAR + CLEAN)
+    if not near and not far:
+        return _places_table(clean, far_clean) if far_clean else None
     measures = [m for curves in (near, far) for c in curves.values() for _, m in c]
     measures += [m for m in (clean, far_clean) if m]
     low = floor(measures)
@@ -83,8 +86,6 @@ def _table(run: Run) -> Markup:
     curves = run.noise()
     columns = {kind: dict(curve) for kind, curve in curves.items()}
     far = any(kind.startswith(FAR) for kind in columns)
-    heads = ["noise", *(_heading(kind, far) for kind in columns)]
-    head = tag("tr", join(tag("th", name, scope="col") for name in heads))
     rows = [
         _row(f"{snr:g} dB".replace("-", "−"), [c.get(snr) for c in columns.values()])
         for snr in sorted({snr for c in columns.values() for snr in c}, reverse=True)
@@ -95,7 +96,19 @@ def _table(run: Run) -> Markup:
         for value in means(run).values()
     )
     body = [_row("none", clean), *rows, tag("tr", tag("th", "mean of the SNRs"), mean)]
-    table = tag("table", tag("thead", head), tag("tbody", *body), class_="noise")
+    return _shown([_heading(kind, far) for kind in columns], body)
+
+
+def _places_table(clean: Measure | None, far_clean: Measure) -> Markup:
+    """Accuracy without noise, near and far."""
+    return _shown(["near", "far"], [_row("none", [clean, far_clean])])
+
+
+def _shown(columns: Sequence[str], rows: Sequence[Markup]) -> Markup:
+    heads = join(tag("th", name, scope="col") for name in ["noise", *columns])
+    table = tag(
+        "table", tag("thead", tag("tr", heads)), tag("tbody", *rows), class_="noise"
+    )
     return tag("div", table, class_="scroll")
 
 

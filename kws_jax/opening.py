@@ -103,6 +103,11 @@ def open_data(config: ConfigDict, console: Console) -> OpenedData:
         test_fraction=data.noise_test_fraction,
         hours=data.noise_hours,
     )
+    if data.noise_seen and UNSEEN not in noise and config.evaluation.snr_db:
+        console.print(
+            "Noise: there is no test in unseen noise; config.data.noise_unseen, a "
+            "folder of other noise than that of config.data.noise_seen, gives one"
+        )
     heard_rooms = _open_rooms(data, console)
     return OpenedData(
         task=dataclasses.replace(task, train=train),

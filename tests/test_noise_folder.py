@@ -1,11 +1,17 @@
 """Noise folders in the layouts of the data sets, and what training and test share."""
 
 import collections
+import dataclasses
+import io
 
 import numpy as np
 import pytest
 import soundfile
+from rich.console import Console
+from test_end_to_end import KEYWORDS, write_words
+from tiny_parts import tiny_config
 
+from kws_jax import opening
 from kws_jax.data import noise_folder
 from kws_jax.data.corpus import TEST, TRAIN, VALIDATION, Recording
 from kws_jax.data.noise_folder import SEEN, UNSEEN, open_noise
@@ -282,3 +288,64 @@ def test_folder_without_audio_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("no audio")
     with pytest.raises(UserError, match="holds no audio"):
         opened(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Words of tones, and two folders of noise."""
+    folder = tmp_path_factory.mktemp("data")
+    write_words(folder / "words")
+    write(folder / "noise", ["hiss/a.wav", "hiss/b.wav"])
+    write(folder / "other", ["hum/a.wav", "hum/b.wav"])
+    return folder
+
+
+def told_at_start(folder, *, seen="", unseen="", snr_db=(0.0,)):
+    """The lines about unseen noise, and the kinds of the tests to come."""
+    config = tiny_config()
+    config.data.update(
+        source="folder",
+        dir=str(folder / "words"),
+        cache_dir=str(folder / "cache"),
+        keywords=",".join(KEYWORDS),
+        noise_seen=str(folder / seen) if seen else "",
+        noise_unseen=str(folder / unseen) if unseen else "",
+    )
+    config.evaluation.snr_db = snr_db
+    told = io.StringIO()
+    opened = opening.open_data(config, Console(file=told, width=1000))
+    lines = told.getvalue().splitlines()
+    return [line for line in lines if "unseen noise" in line], set(opened.noise)
+
+
+def test_seen_noise_without_a_test_in_unseen_noise_is_told(folder):
+    (line,), kinds = told_at_start(folder, seen="noise")
+    assert kinds == {SEEN}
+    assert "no test in unseen noise" in line
+    assert "config.data.noise_unseen" in line
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds"),
+    [
+        ({}, {SEEN}),
+        ({"unseen": "other"}, {SEEN, UNSEEN}),
+        ({"seen": "noise", "unseen": "other"}, {SEEN, UNSEEN}),
+        ({"seen": "noise", "snr_db": ()}, {SEEN}),
+    ],
+)
+def test_who_names_no_noise_or_has_or_wants_no_such_test_is_told_nothing(
+    folder, settings, kinds
+):
+    assert told_at_start(folder, **settings) == ([], kinds)
+
+
+def test_unseen_noise_of_the_source_is_a_test_of_its_own(folder, monkeypatch):
+    open_corpus = opening._open_corpus
+    hum = Recording("hum", np.arange(2 * RATE, dtype=np.int16))
+
+    def with_noise(*arguments):
+        return dataclasses.replace(open_corpus(*arguments), noise={UNSEEN: (hum,)})
+
+    monkeypatch.setattr(opening, "_open_corpus", with_noise)
+    assert told_at_start(folder, seen="noise") == ([], {SEEN, UNSEEN})

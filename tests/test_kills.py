@@ -272,8 +272,9 @@ def assert_same_end(workdir, expected):
     assert rows == wanted
 
 
-def check_end(how, code, told, doing):
+def check_end(strike, code, told, doing):
     """Checks how a run that was struck has ended."""
+    how = strike.how
     if how == signal.SIGKILL:
         assert code == -signal.SIGKILL, told
         return
@@ -286,7 +287,7 @@ def check_end(how, code, told, doing):
     assert code == {signal.SIGTERM: 75, signal.SIGINT: 130}[how], told
     assert told.count(f"stopped by {how.name}: ") == 1, told
     assert seconds < SECONDS_TO_END, told
-    print(f"{how.name} in {doing.last()}: ended after {seconds:.1f} s")
+    print(f"{how.name} in {strike.moment}: ended after {seconds:.1f} s")
 
 
 @pytest.mark.parametrize("number", range(-(-KILLS // KILLS_OF_A_RUN)))
@@ -315,7 +316,7 @@ def test_a_run_disturbed_at_random_moments_ends_like_an_undisturbed_one(
             assert_same_end(workdir_of(arguments), undisturbed(system))
             arguments[-1] = f"--workdir={tmp_path / f'run-{next(lives)}'}"
             continue
-        check_end(how, code, told, doing)
+        check_end(strike, code, told, doing)
         left.pop()
         killed += [doing.last()] if how == signal.SIGKILL else []
     code, told, _ = start(arguments)

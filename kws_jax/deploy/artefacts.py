@@ -97,7 +97,7 @@ def _print(told: dict[str, Any], path: Path, console: Console) -> None:
         f"decisions, probabilities differ by at most {told['max_difference']:.2g}\n"
         f"One input takes {told['milliseconds']:.2f} ms on this machine (median)"
     )
-    if told["metadata"]["detection"] is None:
+    if told["metadata"].get("detection") is None:
         console.print(
             "No thresholds for continuous audio are inside: run kws_jax.detect with "
             "this workdir first, and export again, to have them there"

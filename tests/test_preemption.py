@@ -25,6 +25,14 @@ def undisturbed(tmp_path_factory):
     return run
 
 
+@pytest.fixture(autouse=True)
+def hears_ctrl_c():
+    """Where the tests run in the background, Ctrl-C is ignored, and stays so."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def ask(number=signal.SIGTERM):
     os.kill(os.getpid(), number)
 

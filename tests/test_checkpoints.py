@@ -387,22 +387,24 @@ LINES = textwrap.dedent(
 
 
 @pytest.mark.parametrize(
-    ("stage", "step", "later", "kept"),
+    ("stage", "step", "later", "unvalidated", "kept"),
     [
-        ("search", 10, ("train",), [0, 1]),
-        ("search", 0, ("train",), []),
-        ("search", 15, (), [0, 1, 3]),
-        ("train", 0, (), [0, 1, 2]),
-        ("train", 10, (), [0, 1, 2, 3]),
+        ("search", 10, ("train",), False, [0, 1]),
+        ("search", 10, ("train",), True, [0]),
+        ("search", 0, ("train",), False, []),
+        ("search", 15, (), False, [0, 1, 3]),
+        ("search", 15, (), True, [0, 1, 3]),
+        ("train", 0, (), False, [0, 1, 2]),
+        ("train", 10, (), True, [0, 1, 2, 3]),
     ],
 )
 @pytest.mark.parametrize("tail", ["", '{"stage": "train", "st', "\x00\x00\x00"])
 def test_rewind_drops_later_and_half_written_lines(
-    stage, step, later, kept, tail, tmp_path
+    stage, step, later, unvalidated, kept, tail, tmp_path
 ):
     log = JsonLines(tmp_path / "metrics.jsonl")
     log.path.write_text(LINES + tail)
-    log.rewind(stage, step, later)
+    log.rewind(stage, step, later, unvalidated=unvalidated)
     all_lines = LINES.splitlines(keepends=True)
     assert log.path.read_text() == "".join(all_lines[i] for i in kept)
     log.append(stage=stage, step=step + 1)

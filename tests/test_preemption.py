@@ -12,7 +12,7 @@ from pathlib import Path
 import chex
 import jax.numpy as jnp
 import pytest
-from test_loop import PLAN, Run, saved
+from test_loop import PLAN, Killed, Run, saved
 
 from kws_jax.errors import Interrupted, UserError
 from kws_jax.training import preemption
@@ -91,6 +91,16 @@ def test_a_stage_may_be_stopped_again_and_again(undisturbed, tmp_path):
     again.train()
     assert again.values() == undisturbed.values()
     chex.assert_trees_all_equal(saved(tmp_path)[0], saved(undisturbed.folder)[0])
+
+
+def test_a_validation_that_was_told_but_not_saved_is_told_once(undisturbed, tmp_path):
+    stopped_run(tmp_path, 6, validating=True)
+    # It makes the validation, tells of it, and is gone before it saves.
+    with pytest.raises(Killed):
+        Run(tmp_path, fall_at=(6, "validation")).train()
+    again = Run(tmp_path)
+    again.train()
+    assert again.values() == undisturbed.values()
 
 
 def test_a_validation_that_is_stopped_twice_is_saved_once(tmp_path):

@@ -22,11 +22,20 @@ class JsonLines:
         # In a bucket, where a file is written anew for every addition.
         self._waiting, self._written = "", time.monotonic()
 
-    def rewind(self, stage: str, step: int, later: tuple[str, ...] = ()) -> None:
+    def rewind(
+        self,
+        stage: str,
+        step: int,
+        later: tuple[str, ...] = (),
+        *,
+        unvalidated: bool = False,
+    ) -> None:
         """Drops the lines of `stage` after `step`, and those of the stages `later`.
 
         Called when a stage starts or is taken up again from a checkpoint at `step`. A
-        half-written last line, left by a kill, goes too.
+        half-written last line, left by a kill, goes too. Where the state at `step` is
+        still `unvalidated`, of the lines at `step` only those of training stay: a run
+        that was killed after its validation, before it saved, has told of it already.
         """
         self._waiting = ""
         if not self.path.exists():
@@ -34,7 +43,7 @@ class JsonLines:
         kept = [
             line
             for line in self.path.read_text().splitlines()
-            if self._keep(line, stage, step, later)
+            if self._keep(line, stage, step, later, unvalidated)
         ]
         write_text(self.path, "".join(line + "\n" for line in kept))
 
@@ -74,11 +83,15 @@ class JsonLines:
         self._waiting, self._written = "", time.monotonic()
 
     @staticmethod
-    def _keep(line: str, stage: str, step: int, later: tuple[str, ...]) -> bool:
+    def _keep(
+        line: str, stage: str, step: int, later: tuple[str, ...], unvalidated: bool
+    ) -> bool:
         try:
             fields = json.loads(line)
         except json.JSONDecodeError:
             return False
         if fields["stage"] == stage:
+            if unvalidated and fields["step"] == step:
+                return fields.get("split") == "train"
             return fields["step"] <= step
         return fields["stage"] not in later

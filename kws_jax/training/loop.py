@@ -138,10 +138,10 @@ def train_stage(
     elif rule.starts_from_best:
         checkpoints.save_best(int(state.step), without_optimizers(state), notes)
     start = int(state.step)
+    unvalidated, untold = notes.pop(_UNVALIDATED, False), notes.pop(_UNTOLD, None)
     if together.is_first():
         for log in logs:
-            log.rewind(plan.name, start, later_stages)
-    unvalidated, untold = notes.pop(_UNVALIDATED, False), notes.pop(_UNTOLD, None)
+            log.rewind(plan.name, start, later_stages, unvalidated=unvalidated)
     if not unvalidated and (start >= plan.total_steps or notes.get("stopped")):
         return state, notes
     window = _Window(plan, checkpoints, learning_rate, untold)

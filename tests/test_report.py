@@ -357,7 +357,7 @@ def test_missing_results_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("config.json", "{", "not valid JSON"),
+        ("config.json", "{", "is damaged"),
         ("results.json", '[{"value": 1}]', "expected a list of objects"),
         ("genotype.json", '{"layers": [["C3"]], "strides": []}', "of one length"),
     ],

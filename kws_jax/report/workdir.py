@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kws_jax.errors import UserError
-from kws_jax.workdirs import folder_of, read_arrays
+from kws_jax.workdirs import folder_of, read_arrays, read_json
 
 CLEAN = "clean"
 # Before the name of a condition whose clips are heard through a room.
@@ -216,13 +216,7 @@ def _read_json(path: Path, required: bool = False) -> Any:
                 "`python -m kws_jax.main` has run; give that folder"
             )
         return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}): restore it, or run "
-            "`python -m kws_jax.main` again with this workdir"
-        ) from error
+    return read_json(path)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray] | None:

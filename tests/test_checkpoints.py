@@ -334,6 +334,35 @@ def test_a_full_disk_is_told_and_the_former_checkpoint_stays(small_disk):
     again.close()
 
 
+_FAILS = """
+import jax.numpy as jnp, resource, signal, sys, time
+from kws_jax.errors import UserError
+from kws_jax.training.checkpoints import StageCheckpoints
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+many = [jnp.arange(3000.0) + i for i in range(60)]
+for i in range(3):
+    kept = StageCheckpoints(f"{sys.argv[1]}/{i}")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    try:
+        kept.save_last(1, many, {})
+    except UserError:
+        print("told")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+time.sleep(1)
+"""
+
+
+def test_of_many_arrays_that_cannot_be_written_one_error_is_told(tmp_path):
+    """TensorStore and asyncio tell of each, from threads, also after the error."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _FAILS, str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.stdout, ended.stderr) == ("told\n" * 3, "")
+
+
 def test_a_full_disk_while_writing_a_file_keeps_the_former_file(small_disk):
     file, log = small_disk / "results.json", JsonLines(small_disk / "metrics.jsonl")
     write_json(file, [1, 2, 3])

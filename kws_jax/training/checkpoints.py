@@ -13,12 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 
 from kws_jax import together, workdirs
 from kws_jax.errors import UserError
-from kws_jax.training import sharding
+from kws_jax.training import failed_saves, sharding
 
 PyTree = Any
 _ITEM, _NOTES = "state", "notes"
@@ -137,7 +136,7 @@ class StageCheckpoints:
                 _NOTES: ocp.args.JsonSave({**notes, _DIGESTS: digests}),
             }
         )
-        with saving(self.directory), _told_once():
+        with saving(self.directory), failed_saves.told_once():
             if manager.latest_step() == step:
                 manager.delete(step)
             manager.save(step, args=items, force=True)
@@ -197,17 +196,6 @@ class StageCheckpoints:
             f"{_reason(error)}\nUse another --workdir, or remove {self.directory}: "
             "this stage is then trained anew."
         )
-
-
-@contextlib.contextmanager
-def _told_once() -> Iterator[None]:
-    """Orbax logs what fails in its threads, with a traceback, before it is raised."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.FATAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _reason(error: Exception) -> str:

@@ -5,7 +5,9 @@
 
 import contextlib
 import os
+import resource
 import signal
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
@@ -53,3 +55,20 @@ def within(seconds=SECONDS):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def within_memory(size):
+    """Raises MemoryError in what takes more than `size` bytes; on Linux alone."""
+    told = Path("/proc/self/statm")
+    if not told.exists():
+        yield
+        return
+    pages = int(told.read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + size
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -51,7 +51,10 @@ def example(bits=3):
     rng = np.random.default_rng(0)
     weights = integers(rng, bits, (5, 3))
     return weights, Program(
-        metadata={"labels": ["ja", "né", "_silence_"]},
+        metadata={
+            "labels": ["ja", "né", "_silence_"],
+            "input": {"kind": "features", "shape": [5], "sample_rate": 16_000},
+        },
         input_shape=(1, 5),
         constants=[
             Constant(np.float32(0.5).reshape(())),

@@ -20,7 +20,14 @@ from test_quantized_network import (  # noqa: F401
     shallow,
 )
 
-from kws_jax.deploy import check, formats, packed_format, packed_program, packed_writer
+from kws_jax.deploy import (
+    check,
+    formats,
+    packed_check,
+    packed_format,
+    packed_program,
+    packed_writer,
+)
 from kws_jax.deploy.inference import Inference
 from kws_jax.deploy.packed_operations import OPERATIONS, conv, quantize
 from kws_jax.deploy.packed_primitives import SETTINGS
@@ -74,6 +81,7 @@ def assert_same_answers(inference, x):
     assert used | {program.output} == set(range(last + 1))
     want = np.log(compiled(inference.from_features, x))
     got = np.log(PackedNetwork(program).probabilities(x))
+    assert packed_check.check(program).shape == (1, *got.shape[1:])
     assert np.ptp(want) > 0.1
     np.testing.assert_array_equal(got.argmax(-1), want.argmax(-1))
     # Programs round differently, so that a value on the border of two steps may fall to
@@ -129,6 +137,7 @@ def test_front_ends_give_the_same_features(name):
         lambda kernels, on_input, x: features(variables, x), NO_LAYERS, (16_000,), {}
     )
     got = PackedNetwork(program).probabilities(sounds())
+    assert packed_check.check(program).shape == (1, *got.shape[1:])
     want = compiled(lambda x: features(variables, x), jnp.asarray(sounds()))
     np.testing.assert_allclose(got, want, atol=1e-4)
     stored = packed_format.sizes(program)["constants"]
@@ -149,6 +158,7 @@ def test_front_filters_are_kept_in_float(name):
         lambda kernels, on_input, x: run(x), NO_LAYERS, x.shape[1:], {}
     )
     got = PackedNetwork(program).probabilities(x)
+    assert packed_check.check(program).shape == (1, *got.shape[1:])
     np.testing.assert_allclose(got, compiled(run, x), atol=1e-4)
 
 

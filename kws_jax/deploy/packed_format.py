@@ -1,6 +1,7 @@
 """The packed file: a quantised network with its weights at their bits. NumPy alone.
 
-All numbers are little-endian. A file is
+This module says what is in a file and writes it; `packed_file` reads it. All numbers
+are little-endian. A file is
 
     4 bytes   "KWSP"
     uint32    version of this layout and of its operations, 1
@@ -25,6 +26,17 @@ The header's fields:
 
 Values have numbers: 0 is the input, then come the constants, then the operations, each
 with one result. Arrays are in C order, channels last.
+
+A file that breaks one of these rules is refused:
+
+- It has at most 64 MiB, its header at most 1 MiB before zlib, and objects and lists in
+  it are at most 32 deep. Nothing stands behind the constants.
+- Shapes have at most 8 sizes, each from 1. Tables have 2^20 numbers together.
+- Operations have the inputs and settings that kws_jax/deploy/packed_shapes.py tells,
+  and the inputs stand before them.
+- The program fits into the memory and the work of kws_jax/deploy/packed_check.py.
+- The metadata has the labels, as many as the output has probabilities, and the "input",
+  whose "shape" is that of the program's without the first axis.
 """
 
 import dataclasses
@@ -33,17 +45,15 @@ import math
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kws_jax.errors import UserError
-from kws_jax.ops.tables import TABLES
-
 MAGIC, VERSION = b"KWSP", 1
-_HEAD = struct.Struct("<4sIII")
-_TYPES = {"float32": "<f4", "int32": "<i4"}
+HEAD = struct.Struct("<4sIII")
+TYPES = {"float32": "<f4", "int32": "<i4"}
+# Integers that are unpacked at once, in whole bytes.
+_AT_ONCE = 2**16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +87,7 @@ class Constant:
             return b""
         if self.weights:
             return pack_bits(self.values, self.bits)
-        return self.values.astype(_TYPES[self.values.dtype.name]).tobytes()
+        return self.values.astype(TYPES[self.values.dtype.name]).tobytes()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,13 +130,24 @@ def pack_bits(values: np.ndarray, bits: int) -> bytes:
 
 
 def unpack_bits(stored: bytes, bits: int, shape: Sequence[int]) -> np.ndarray:
-    """The integers of `pack_bits`, int8."""
-    count = math.prod(shape)
-    stream = np.unpackbits(
-        np.frombuffer(stored, np.uint8), count=bits * count, bitorder="little"
-    )
-    codes = stream.reshape(count, bits) @ (1 << np.arange(bits))
-    return ((codes << (bits == 1)) - _top(bits)).astype(np.int8).reshape(shape)
+    """The integers of `pack_bits`, int8.
+
+    Raises:
+      ValueError: fewer bytes, or codes that stand for no such integer.
+    """
+    values = np.empty(math.prod(shape), np.int8)
+    # By pieces, since each bit is a byte meanwhile.
+    for first in range(0, values.size, _AT_ONCE):
+        piece = values[first : first + _AT_ONCE]
+        part = stored[first * bits // 8 :][: bytes_of(piece.size, bits)]
+        stream = np.unpackbits(
+            np.frombuffer(part, np.uint8), count=bits * piece.size, bitorder="little"
+        )
+        codes = stream.reshape(piece.size, bits) @ (1 << np.arange(bits))
+        if codes.max(initial=0) > 2 * _top(bits):
+            raise ValueError(f"not integers of {bits} bits")
+        piece[:] = (codes << (bits == 1)) - _top(bits)
+    return values.reshape(shape)
 
 
 def bytes_of(count: int, bits: int) -> int:
@@ -165,65 +186,7 @@ def to_bytes(program: Program) -> bytes:
     text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
     header = zlib.compress(text.encode(), 9)
     body = header + b"".join(constant.stored() for constant in program.constants)
-    return _HEAD.pack(MAGIC, VERSION, len(header), zlib.crc32(body)) + body
-
-
-def read(path: str | Path) -> Program:
-    """The program in a file.
-
-    Raises:
-      UserError: the file is missing, no packed network, of a later version, or damaged.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    if len(data) < _HEAD.size or data[:4] != MAGIC:
-        raise UserError(
-            f"{path} is no packed network: give a file that `python -m kws_jax.export "
-            "--format=packed` has written."
-        )
-    _, version, header_size, checksum = _HEAD.unpack_from(data)
-    if version != VERSION:
-        raise UserError(
-            f"{path} has version {version} of the packed format, this reader knows "
-            f"{VERSION}: export the network again, or use the kws_jax that wrote it."
-        )
-    body = data[_HEAD.size :]
-    if zlib.crc32(body) != checksum:
-        raise UserError(
-            f"{path} is damaged or was cut off (its checksum is wrong): copy or export "
-            "it again."
-        )
-    fields = json.loads(zlib.decompress(body[:header_size]))
-    return Program(
-        metadata=fields["metadata"],
-        input_shape=tuple(fields["input"]),
-        constants=_constants(fields["constants"], body[header_size:]),
-        operations=[Operation(n, tuple(i), s) for n, i, s in fields["operations"]],
-        output=fields["output"],
-    )
-
-
-def _constants(entries: Sequence[Mapping[str, Any]], stored: bytes) -> list[Constant]:
-    constants, place = [], 0
-    for entry in entries:
-        shape, count = entry["shape"], math.prod(entry["shape"])
-        if "table" in entry:
-            name, settings = entry["table"], entry["settings"]
-            values = TABLES[name](**settings).astype(np.float32).reshape(shape)
-            constants.append(Constant(values, table=(name, settings)))
-            continue
-        bits = entry.get("bits", 0)
-        size = bytes_of(count, bits or 32)
-        part = stored[place : place + size]
-        place += size
-        if bits:
-            values = unpack_bits(part, bits, shape)
-        else:
-            values = np.frombuffer(part, _TYPES[entry["type"]]).reshape(shape)
-        constants.append(Constant(values, entry.get("weights", ""), bits))
-    return constants
+    return HEAD.pack(MAGIC, VERSION, len(header), zlib.crc32(body)) + body
 
 
 def _top(bits: int) -> int:

@@ -3,7 +3,7 @@
 Each takes arrays and the settings that stand with it in the file, and gives one array.
 Arrays are float32, or int32 (int8 for weights) between "quantize" and "scale"; "gt",
 "lt" and "eq" give booleans, "rfft" complex numbers. Those by element spread axes of
-size 1.
+size 1. Each has a rule in kws_jax/deploy/packed_shapes.py, by which files are checked.
 """
 
 import math

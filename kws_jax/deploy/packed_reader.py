@@ -2,7 +2,8 @@
 
 Prints one JSON line for each audio file, as kws_jax.predict does. Neither JAX nor Flax
 nor TensorFlow is loaded, and no code of any network: what the network computes stands
-in the file, as operations on integers and floats.
+in the file, as operations on integers and floats. A file may come from anywhere:
+kws_jax/deploy/packed_file.py checks what it says before anything is computed.
 """
 
 import json
@@ -13,7 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kws_jax.deploy import packed_format
+from kws_jax.data.corpus import CLIP_SAMPLES, SAMPLE_RATE
+from kws_jax.deploy import packed_file
+from kws_jax.deploy.formats import WAVEFORM
 from kws_jax.deploy.packed_format import Operation, Program
 from kws_jax.deploy.packed_operations import OPERATIONS
 from kws_jax.errors import UserError
@@ -81,7 +84,7 @@ class PackedNetwork:
     def _with_last_uses(self, left: Sequence[tuple[int, Operation]]) -> list[_Step]:
         steps, used = [], {self._output}
         for number, operation in reversed(left):
-            done = tuple(set(operation.inputs) - used)
+            done = tuple({*operation.inputs, number} - used)
             used |= set(operation.inputs)
             steps.append(_Step(operation, number, done))
         return steps[::-1]
@@ -91,7 +94,7 @@ def compute(operation: Operation, values: dict[int, np.ndarray]) -> np.ndarray:
     """The result of an operation on some of the values."""
     inputs = [values[i] for i in operation.inputs]
     # As elsewhere, 0 / 0 is a number that a "select" may leave out.
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return OPERATIONS[operation.name](*inputs, **operation.settings)
 
 
@@ -99,25 +102,31 @@ def load(path: str | Path) -> PackedNetwork:
     """The packed network in a file.
 
     Raises:
-      UserError: as `packed_format.read`.
+      UserError: as `packed_file.read`.
     """
-    return PackedNetwork(packed_format.read(path))
+    return PackedNetwork(packed_file.read(path))
 
 
 def predictions(file: str, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     """One answer for each audio file, in order.
 
     Raises:
-      UserError: a file that cannot be read, or a network that takes features.
+      UserError: a file that cannot be read, or a network that takes features, or
+        gives what is not finite.
     """
     from kws_jax.data.audio_files import read_audio
 
     network = load(file)
     told = network.metadata["input"]
-    if told["kind"] != "waveform":
+    if told["kind"] != WAVEFORM:
         raise UserError(
             f"{file} takes features, not audio: export the network with "
             "--input=waveform."
+        )
+    if (told["sample_rate"], told["shape"]) != (SAMPLE_RATE, [CLIP_SAMPLES]):
+        raise UserError(
+            f"{file} takes {told['shape']} samples at {told['sample_rate']} Hz, "
+            f"expected [{CLIP_SAMPLES}] at {SAMPLE_RATE}: export the network again."
         )
     for path in paths:
         heard = heard_in(
@@ -125,6 +134,11 @@ def predictions(file: str, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
             read_audio(path),
             group=1,
         )
+        if not np.isfinite(heard).all():
+            raise UserError(
+                f"{file} answers {path} with what is no finite number: its weights are "
+                "damaged, or overflow. Train or export the network again."
+            )
         yield answer(path, network.metadata["labels"], heard)
 
 

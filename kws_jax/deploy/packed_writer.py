@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from kws_jax.deploy import packed_format, packed_program, packed_reader
+from kws_jax.deploy import packed_file, packed_format, packed_program, packed_reader
 from kws_jax.deploy.formats import WAVEFORM, Artefact, Request
 from kws_jax.deploy.inference import Inference
 from kws_jax.errors import UserError
@@ -41,7 +41,7 @@ def write(inference: Inference, request: Request, path: Path) -> None:
 
 def load(path: Path) -> Artefact:
     """The file as the reader without JAX runs it; "bytes" say what its size is of."""
-    program = packed_format.read(path)
+    program = packed_file.read(path)
     told = {**program.metadata, "bytes": packed_format.sizes(program)}
     return Artefact(told, packed_reader.PackedNetwork(program).probabilities)
 

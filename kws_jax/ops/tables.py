@@ -15,8 +15,9 @@ import numpy as np
 from kws_jax.errors import UserError
 
 _P = ParamSpec("_P")
-# name -> the function that makes such tables
+# name -> the function that makes such tables, and how many numbers it would give
 TABLES: dict[str, Callable[..., np.ndarray]] = {}
+COUNTS: dict[str, Callable[..., int]] = {}
 # (name, settings, values) of all that were made
 _made: list[tuple[str, dict[str, Any], np.ndarray]] = []
 
@@ -41,19 +42,26 @@ def origin(values: np.ndarray) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
-def _table(function: Callable[_P, np.ndarray]) -> Callable[_P, np.ndarray]:
-    signature = inspect.signature(function)
+def _table(
+    count: Callable[..., int],
+) -> Callable[[Callable[_P, np.ndarray]], Callable[_P, np.ndarray]]:
+    """Makes a function one of TABLES; `count` is how many numbers it gives."""
 
-    @functools.cache
-    def make(*arguments: Any, **settings: Any) -> np.ndarray:
-        values = function(*arguments, **settings)
-        values.setflags(write=False)
-        told = dict(signature.bind(*arguments, **settings).arguments)
-        _made.append((function.__name__, told, values))
-        return values
+    def register(function: Callable[_P, np.ndarray]) -> Callable[_P, np.ndarray]:
+        signature = inspect.signature(function)
 
-    TABLES[function.__name__] = make
-    return cast(Callable[_P, np.ndarray], functools.wraps(function)(make))
+        @functools.cache
+        def make(*arguments: Any, **settings: Any) -> np.ndarray:
+            values = function(*arguments, **settings)
+            values.setflags(write=False)
+            told = dict(signature.bind(*arguments, **settings).arguments)
+            _made.append((function.__name__, told, values))
+            return values
+
+        TABLES[function.__name__], COUNTS[function.__name__] = make, count
+        return cast(Callable[_P, np.ndarray], functools.wraps(function)(make))
+
+    return register
 
 
 def fft_length(window: int) -> int:
@@ -61,27 +69,27 @@ def fft_length(window: int) -> int:
     return 1 << (window - 1).bit_length()
 
 
-@_table
+@_table(lambda window: window)
 def hann(window: int) -> np.ndarray:
     """The periodic Hann window ½ - ½ cos(2πn/window) as float32 [window], read-only."""
     values = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     return values.astype(np.float32)
 
 
-@_table
+@_table(lambda window: window)
 def symmetric_hann(window: int) -> np.ndarray:
     """½ - ½ cos(2πn/(window - 1)) as float32 [window], read-only."""
     return np.hanning(window).astype(np.float32)
 
 
-@_table
+@_table(lambda name, taps: taps)
 def window_values(name: str, taps: int) -> np.ndarray:
     """A window of WINDOWS, symmetric, float64 [taps], read-only."""
     a, b = WINDOWS[name]
     return a - b * np.cos(2 * np.pi * (np.arange(taps) + 0.5) / taps)
 
 
-@_table
+@_table(lambda num_mel, num_coefficients: num_mel * num_coefficients)
 def dct_matrix(num_mel: int, num_coefficients: int) -> np.ndarray:
     """DCT-II in HTK's scaling, float32 [num_mel, num_coefficients], read-only.
 
@@ -93,7 +101,7 @@ def dct_matrix(num_mel: int, num_coefficients: int) -> np.ndarray:
     return basis.astype(np.float32)
 
 
-@_table
+@_table(lambda num_mel, window, **_: (fft_length(window) // 2 + 1) * num_mel)
 def mel_matrix(
     *, num_mel: int, window: int, sample_rate: int, low_hz: float, high_hz: float
 ) -> np.ndarray:

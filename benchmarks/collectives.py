@@ -2,10 +2,10 @@
 
     python -m benchmarks.collectives --devices=8
 
-The steps of `benchmarks.train` and `benchmarks.search`, and one with data parameters,
-are compiled for fake devices; the program's own text then says which arrays are summed
-over all of them. Nothing is run, so the figures are exact and the same everywhere. What
-a pod makes of them is estimated in launch/scaling.md.
+The steps of `benchmarks.pods` are compiled for fake devices; the program's own text
+then says which arrays are summed over all of them. Nothing is run, so the figures are
+exact and the same everywhere. What a pod makes of them is estimated in
+launch/scaling.md.
 """
 
 import json
@@ -19,11 +19,10 @@ from typing import Any
 from absl import flags
 
 from benchmarks import options
+from benchmarks.pods import NAMES
 from kws_jax import command_line, runtime
 from kws_jax.errors import UserError
 
-NAMES = ("tc_resnet8", "data_parameters", "autokws")
-LABELS = 12
 _DEVICES = flags.DEFINE_integer("devices", 8, "Fake devices.", lower_bound=2)
 _CLIPS = flags.DEFINE_integer("clips", 36_923, "Rows of the table of clips.")
 
@@ -53,7 +52,7 @@ def _size(array: tuple[str, str]) -> int:
     return math.prod(map(int, filter(None, shape.split(",")))) * bits // 8
 
 
-def compiled(step: Callable[..., Any], arguments: Any) -> str:
+def compiled(step: Callable[..., Any], arguments: tuple[Any, ...]) -> str:
     """The text of a step; its arguments are a state, batches to be split, and a key."""
     from kws_jax.training import sharding
 
@@ -70,19 +69,6 @@ def compiled(step: Callable[..., Any], arguments: Any) -> str:
     return jitted.lower(*inputs).compile(compiler_options=fast).as_text()
 
 
-def step_of(name: str, batch: int, clips: int, *, small: bool) -> tuple[Any, Any]:
-    """A step of NAMES and its arguments, on given features."""
-    from benchmarks import networks, search, steps
-    from kws_jax.frontends.registry import create_frontend
-
-    features = steps.random_features(create_frontend("mfcc"), batch)
-    if name == "autokws":
-        return steps.search_step(search.space_for(small), features, LABELS)[:2]
-    model = networks.CASES["tc_resnet8"].create(small=small)
-    rows = clips if name == "data_parameters" else 0
-    return steps.training_step(model, features, clips=rows)[:2]
-
-
 def main(argv: list[str]) -> None:
     """Prints a line for each step: calls and bytes, of all and of each kind."""
     if argv[1:]:
@@ -97,9 +83,13 @@ def main(argv: list[str]) -> None:
         )
     os.environ.update(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(_DEVICES.value))
     runtime.configure()
+    from benchmarks import pod_steps
+
     told = {}
     for name in chosen:
-        step, arguments = step_of(name, batch, _CLIPS.value, small=wanted.small)
+        step, arguments = pod_steps.step_of(
+            name, batch, _CLIPS.value, small=wanted.small
+        )
         told[name] = found = count(compiled(step, arguments))
         total = sum(size for _, size in found.values())
         kinds = ", ".join(

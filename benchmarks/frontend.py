@@ -1,6 +1,7 @@
 """Times the front ends on a batch of audio: `python -m benchmarks.frontend`."""
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def _librosa(name: str, audio: np.ndarray) -> Call:
     windows = {"mfcc": (480, 80, 7600), "log_mel": (400, 20, 8000)}
     window, low_hz, high_hz = windows[name]
     y = audio.astype(np.float32) / 32768
-    settings = {
+    settings: dict[str, Any] = {
         "y": y,
         "sr": 16_000,
         "n_fft": 512,

@@ -8,7 +8,7 @@ from absl import flags
 
 from kws_jax.errors import UserError, nearest
 
-SMALL_BATCH, SMALL_REPEATS = 2, 2
+SMALL_BATCH, SMALL_REPEATS = 4, 2
 
 _JSON = flags.DEFINE_string("json", "", "File for the results as JSON.")
 _ONLY = flags.DEFINE_list("only", [], "Comma-separated names of what is measured.")

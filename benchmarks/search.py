@@ -1,6 +1,7 @@
 """Times a search step, architecture and weights: `python -m benchmarks.search`.
 
-First-order DARTS on the supernet of the AutoKWS space, features given.
+First-order DARTS on the supernet of the AutoKWS space, features given; and the same
+with the candidates of each layer computed one after the other.
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from kws_jax.search.space import SearchSpace
 
 NAMES = ("autokws",)
+SEPARATE = "JAX separate"
 
 
 def space_for(small: bool) -> "SearchSpace":
@@ -25,7 +27,7 @@ def space_for(small: bool) -> "SearchSpace":
 
 
 def measure(session: Session, chosen: list[str]) -> None:
-    """A step of the project's supernet and of its twin."""
+    """A step of the project's supernet, of the plain one and of the twin."""
     from benchmarks import steps
     from kws_jax.frontends.registry import create_frontend
 
@@ -33,7 +35,8 @@ def measure(session: Session, chosen: list[str]) -> None:
     features = steps.random_features(create_frontend("mfcc"), batch)
     for name in chosen:
         call, work = steps.search(space, features, LABELS)
-        calls = {JAX: call}
+        separate, _ = steps.search(space, features, LABELS, steps.SeparateSuperNet)
+        calls = {JAX: call, SEPARATE: separate}
         if session.has_twins:
             from benchmarks.twins import steps as twin_steps
 

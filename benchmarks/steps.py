@@ -16,6 +16,7 @@ from benchmarks.results import Work
 from configs import autokws, common
 from kws_jax.frontends.registry import Frontend, create_frontend
 from kws_jax.models.counting import count_macs
+from kws_jax.models.searched import MixedLayer
 from kws_jax.objectives.data_parameters import JOINT
 from kws_jax.parts import Setup
 from kws_jax.search.bilevel import make_search_step
@@ -156,16 +157,30 @@ def seeds(
     return in_turn, at_once, Work(count * operations, count * work.bytes)
 
 
-def search(space: SearchSpace, features: np.ndarray, labels: int) -> tuple[Call, Work]:
+class SeparateSuperNet(SuperNet):
+    """The supernet with the candidates of a layer computed one after the other."""
+
+    layer = MixedLayer
+
+
+def search(
+    space: SearchSpace,
+    features: np.ndarray,
+    labels: int,
+    supernet: type[SuperNet] = SuperNet,
+) -> tuple[Call, Work]:
     """A first-order DARTS step, architecture then weights: the call and its work."""
-    step, arguments, infer = search_step(space, features, labels)
+    step, arguments, infer = search_step(space, features, labels, supernet)
     passes = TRAIN_PASSES + ARCHITECTURE_PASSES
     work = work_of(step, *arguments, operations=2 * passes * count_macs(*infer))
     return _stepper(step, *arguments), work
 
 
 def search_step(
-    space: SearchSpace, features: np.ndarray, labels: int
+    space: SearchSpace,
+    features: np.ndarray,
+    labels: int,
+    create: type[SuperNet] = SuperNet,
 ) -> tuple[Callable[..., Any], Any, Any]:
     """A search step, its (state, batch, batch, key), and inference with arguments."""
     stage = autokws.get_config("darts").stages[0]
@@ -175,7 +190,7 @@ def search_step(
         ARCHITECTURE: create_optimizer(stage.architecture_optimizer, 1)[0],
     }
     method = create_method("darts")
-    supernet = SuperNet(labels, space)
+    supernet = create(labels, space)
     architecture = space.init_architecture(jax.random.key(1))
     op_weights = method.op_weights(architecture)
     variables = _variables(supernet, features, op_weights)

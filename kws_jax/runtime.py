@@ -14,9 +14,11 @@ def keep_freed_memory() -> bool:
 
     By default every large buffer is mapped and page-faulted anew, which costs more
     than the arithmetic of a small network (a factor of nine for one addition over
-    51 MB). The arenas that glibc gives to further threads, on which XLA computes, are
-    unmapped whenever they are empty, so all threads share the first one. Returns
-    whether the setting was made; other C libraries lack it.
+    51 MB). Threads share as many arenas as there are cores, and one more: with eight
+    for each core, as by default, memory is unmapped and faulted anew all the time; in
+    a single one compilation leaves so many holes that each allocation in a step has
+    to search (figures in benchmarks/README.md). Returns whether the setting was made;
+    other C libraries lack it.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -25,7 +27,8 @@ def keep_freed_memory() -> bool:
     except OSError:
         return False
     # -1 is never: the largest number that fits is below the buffers of large networks.
-    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_ARENA_MAX: 1}
+    cores = len(os.sched_getaffinity(0))
+    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_ARENA_MAX: cores + 1}
     return all(libc.mallopt(name, value) for name, value in settings.items())
 
 

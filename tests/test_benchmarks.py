@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from benchmarks import (
     machine,
     options,
     pipeline,
+    pod_steps,
+    pods,
     search,
     seeds,
     steps,
@@ -31,6 +35,7 @@ from benchmarks.results import Work, make_row
 from benchmarks.timing import Timing, fastest, interleaved
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import create_frontend
+from kws_jax.search.supernet import SuperNet
 
 
 def test_median_and_quartiles_of_a_timing():
@@ -168,7 +173,6 @@ FRAMEWORKS = ["JAX", *(["PyTorch"] if machine.has_torch() else [])]
     [
         (train, ["tc_resnet8"], ["tc_resnet8"]),
         (infer, ["tc_resnet8"], ["tc_resnet8/batch", "tc_resnet8/window"]),
-        (search, ["autokws"], ["autokws"]),
         (frontend, ["mfcc", "log_mel"], ["mfcc", "log_mel"]),
     ],
 )
@@ -180,6 +184,53 @@ def test_every_network_is_measured_beside_its_twin(program, names, rows):
     for row in session.rows:
         assert row.median_s > 0
         assert row.fraction_of_limit == pytest.approx(row.floor_s / row.median_s)
+
+
+@pytest.mark.usefixtures("one_core")
+def test_a_search_step_is_measured_beside_the_plain_supernet_and_the_twin():
+    session = small_session()
+    search.measure(session, ["autokws"])
+    names = ["JAX", "JAX separate", *FRAMEWORKS[1:]]
+    assert [row.framework for row in session.rows] == names
+    assert len({row.floor_s for row in session.rows}) == 1
+
+
+@pytest.mark.usefixtures("one_core")
+def test_a_step_is_measured_in_every_layout_of_a_pod(monkeypatch):
+    monkeypatch.setattr(pods, "LAYOUTS", ((1, 1), (2, 2)))
+    session = small_session(batch=8, repeats=1)
+    pods.measure(session, ["tc_resnet8"])
+    assert [row.framework for row in session.rows] == ["1×1", "2×2"]
+    assert all(row.median_s > 0 for row in session.rows)
+
+
+def test_a_batch_that_a_pod_cannot_divide_is_refused():
+    session = small_session(batch=6)
+    with pytest.raises(UserError, match="cannot be divided over 4 devices"):
+        pods.measure(session, ["tc_resnet8"])
+
+
+@pytest.mark.parametrize("name", pods.NAMES)
+def test_every_step_of_pods_learns_from_finite_losses(name):
+    step, arguments = pod_steps.step_of(name, 4, 10, small=True)
+    state, measures = jax.jit(step)(*arguments)
+    assert np.isfinite(measures["loss"]).all()
+    before = jax.tree.leaves(arguments[0].trees)
+    moved = [
+        not np.array_equal(a, b)
+        for a, b in zip(before, jax.tree.leaves(state.trees), strict=True)
+    ]
+    assert np.mean(moved) > 0.9
+
+
+def test_the_plain_supernet_computes_what_the_merged_one_does():
+    space, features = search.space_for(small=True), np.ones((2, 98, 40), np.float32)
+    losses = []
+    for create in (SuperNet, steps.SeparateSuperNet):
+        step, arguments, _ = steps.search_step(space, features, 12, create)
+        losses.append(jax.jit(step)(*arguments)[1])
+    chex.assert_trees_all_close(*losses, rtol=1e-4)
+    assert steps.SeparateSuperNet.layer is not SuperNet.layer
 
 
 @pytest.mark.usefixtures("one_core")

@@ -4,7 +4,7 @@ Reference: Liu et al., "DARTS", ICLR 2019 (arXiv 1806.09055), as AutoKWS uses it
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from kws_jax.models.blocks import BATCH_NORM_MOMENTUM, Head, Stem, time_pool
 from kws_jax.models.genotype import SKIP, Genotype
+from kws_jax.models.searched import MixedLayer
 from kws_jax.search.merged import MergedLayer
 from kws_jax.search.space import SearchSpace
 
@@ -37,6 +38,8 @@ class SuperNet(nn.Module):
     affine: bool = True
     skip_noise: float = 0.0
     batch_norm_momentum: float = BATCH_NORM_MOMENTUM
+    # MixedLayer computes the same, one candidate after the other.
+    layer: ClassVar[type[MixedLayer]] = MergedLayer
 
     def setup(self) -> None:
         """Names the layers."""
@@ -45,7 +48,7 @@ class SuperNet(nn.Module):
             space.stem_channels, batch_norm_momentum=self.batch_norm_momentum
         )
         self.layers = [
-            MergedLayer(
+            self.layer(
                 operations,
                 channels,
                 stride,

@@ -89,7 +89,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     _tell_unfolded(sites)
 
     plan = runner.plan_of(parts, index, len(parts.task.train))
-    transformations, schedule = _transformations(stage, plan.total_steps)
+    transformations, schedule = transformations_of(stage, plan.total_steps)
     trees = {**before.trees, **network.initial_trees(bounds)}
     state = create_train_state(
         trees,
@@ -270,9 +270,10 @@ def _tell_unfolded(sites: Sites) -> None:
         )
 
 
-def _transformations(
+def transformations_of(
     stage: ConfigDict, total_steps: int
 ) -> tuple[dict[str, optax.GradientTransformation], optax.Schedule]:
+    """Label -> optimiser of weights, ranges and bits; the learning rate of weights."""
     weights, schedule = create_optimizer(stage.optimizer, total_steps)
     bounds, _ = create_optimizer(stage.range_optimizer, total_steps)
     bits, _ = create_optimizer(stage.bits_optimizer, total_steps)

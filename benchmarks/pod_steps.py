@@ -18,6 +18,7 @@ from kws_jax.quantization.network import Bits, QuantizedNetwork
 from kws_jax.quantization.sites import find_sites
 from kws_jax.stages import networks, quantize
 from kws_jax.stages.learner import classification_loss
+from kws_jax.training import sharding
 from kws_jax.training.mixup import with_mixup
 from kws_jax.training.optimizers import create_optimizer
 from kws_jax.training.state import WEIGHTS, create_train_state
@@ -29,9 +30,19 @@ _NETWORK = "tc_resnet8"
 
 
 def step_of(name: str, batch: int, clips: int, *, small: bool) -> Step:
-    """A step of `pods.NAMES` on a batch; the table of parameters has `clips` rows."""
+    """A step of `pods.NAMES` on a batch; the table of parameters has `clips` rows.
+
+    It is for the devices that there are.
+    """
     if name == "curriculum":
         return _curriculum(batch, small)
+    network, _, own_norms = name.partition("-")
+    if own_norms:
+        case, mesh = CASES[network], sharding.data_mesh()
+        norm_mesh = mesh if mesh.size > 1 else None
+        features = steps.random_features(create_frontend(case.frontend), batch)
+        model = case.create(small=small)
+        return steps.training_step(model, features, norm_mesh=norm_mesh)[:2]
     features = steps.random_features(create_frontend("mfcc"), batch)
     if name == "autokws":
         return steps.search_step(search.space_for(small), features, LABELS)[:2]

@@ -16,8 +16,17 @@ from benchmarks.results import make_row
 from benchmarks.timing import Timing
 from kws_jax.errors import UserError
 
-NAMES = ("tc_resnet8", "data_parameters", "curriculum", "learned_bits", "autokws")
-LAYOUTS = ((1, 1), (1, 4), (2, 2), (4, 1))
+# With -own_norms, batch norms are those of each device's rows.
+NAMES = (
+    "tc_resnet8",
+    "tc_resnet8-own_norms",
+    "conv_mixer-own_norms",
+    "data_parameters",
+    "curriculum",
+    "learned_bits",
+    "autokws",
+)
+LAYOUTS = ((1, 1), (2, 1), (1, 4), (2, 2), (4, 1))
 DEVICES = max(processes * devices for processes, devices in LAYOUTS)
 _ROOT = Path(__file__).parents[1]
 

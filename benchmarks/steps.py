@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from benchmarks.results import Work
@@ -109,11 +110,16 @@ def training(model: nn.Module, features: np.ndarray) -> tuple[Call, Work]:
 
 
 def training_step(
-    model: nn.Module, features: np.ndarray, *, clips: int = 0
+    model: nn.Module,
+    features: np.ndarray,
+    *,
+    clips: int = 0,
+    norm_mesh: Mesh | None = None,
 ) -> tuple[Callable[..., Any], Any, Any]:
     """A training step, its (state, batch, key), and inference with its arguments.
 
-    With `clips`, it trains data parameters of so many and of the labels beside.
+    With `clips`, it trains data parameters of so many and of the labels beside. With
+    `norm_mesh`, batch norms are those of each of its devices.
     """
     stage = common.train_stage()
     num_labels = _num_labels(model)
@@ -128,7 +134,9 @@ def training_step(
     params, batch_stats = networks.split_variables(variables)
     trees = {WEIGHTS: params, **(table.trees() if table else {})}
     state = create_train_state(trees, batch_stats, transformations)
-    loss_fn = classification_loss(_GIVEN_FEATURES, stage, model, table=table)
+    loss_fn = classification_loss(
+        _GIVEN_FEATURES, stage, model, table=table, norm_mesh=norm_mesh
+    )
     step = make_train_step(loss_fn, transformations, trained=tuple(transformations))
     batch = _batch(features, num_labels)
     if table:

@@ -73,7 +73,57 @@ def own_norms(steps):
     return config
 
 
-CASES = {f.__name__: f for f in (searching, data_parameters, curriculum, own_norms)}
+def one_path(steps):
+    """ProxylessNAS: a path at a time for the weights, gates for the architecture."""
+    from configs import end_to_end_nas
+
+    config = end_to_end_nas.get_config("mfcc40,cpu").unlock()
+    config.search.update(expansions=(1, 2), kernels=(3, 5))
+    first = config.stages[1]
+    first.update(
+        epochs=0.0,
+        steps=steps,
+        batch_size=BATCH,
+        warmup_epochs=0.0,
+        architecture_every=2,
+    )
+    first.optimizer.update(learning_rate=RATE, schedule="constant")
+    first.architecture_optimizer.update(learning_rate=ADAM_RATE, schedule="constant")
+    config.stages = (first,)
+    return config
+
+
+def learned_bits(steps):
+    """Training, then layers that learn their bits and ranges; four steps at most.
+
+    After some more, an activation that lies on the border of two numbers of 8 bits goes
+    to the other one, and the losses differ in the third digit for that step.
+    """
+    from configs import quantized
+
+    config = quantized.get_config("learned_bits,tc_resnet8,cpu").unlock()
+    config.network.width = 0.25
+    for stage in config.stages:
+        stage.update(epochs=0.0, steps=min(steps, 4), batch_size=BATCH)
+        stage.optimizer.learning_rate = RATE
+    last = config.stages[1]
+    last.update(calibration_batches=2)
+    last.range_optimizer.learning_rate = ADAM_RATE
+    last.bits_optimizer.learning_rate = ADAM_RATE
+    return config
+
+
+CASES = {
+    case.__name__: case
+    for case in (
+        searching,
+        data_parameters,
+        curriculum,
+        own_norms,
+        one_path,
+        learned_bits,
+    )
+}
 
 
 def parts_of(case, steps):
@@ -116,7 +166,8 @@ def run(case, steps, out, stages=None):
     rows = []
     for index in range(len(parts.config.stages)) if stages is None else stages:
         rows += dispatch.run(parts, index, folder)
-    if parts.config.stages[-1].kind != "search" and stages is None:
+    searches = parts.config.stages[-1].kind in ("search", "proxyless_search")
+    if not searches and stages is None:
         rows += experiment.final_test(parts, folder, folder)
     runner.run_stage = run_stage
     if together.is_first():

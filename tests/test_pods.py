@@ -24,7 +24,7 @@ from kws_jax import config as configs
 from kws_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-CASES = ("searching", "data_parameters", "curriculum")
+CASES = ("searching", "data_parameters", "curriculum", "one_path", "learned_bits")
 # Until a rehearsed pod has saved its first checkpoint, on a machine with other work.
 START_SECONDS = 90
 # What is compared needs no fast programs.
@@ -105,10 +105,11 @@ def check_alike(one, other, case):
     """Parameters, optimisers, statistics, losses, test results and records agree.
 
     Momenta are sums of gradients, which lose two digits on their way through the batch
-    norms; statistics of a device's own share would be off by tenths.
+    norms, and a third where few bits are rounded; statistics of a device's own share
+    would be off by tenths.
     """
     assert gap(one, other, case) < 1e-5
-    assert gap(one, other, case, optimizers=True) < 1e-4
+    assert gap(one, other, case, optimizers=True) < 3e-4
     logged, expected = lines(other, case), lines(one, case)
     assert logged.keys() == expected.keys()
     for place, (loss, accuracy) in expected.items():

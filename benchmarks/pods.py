@@ -2,7 +2,8 @@
 
 Each kind of step, in layouts of processes × devices by `launch/local_pod.py`. The batch
 is that of all together, and all share this machine's cores: what a layout takes longer
-than 1×1 is the price of processes that wait for each other, and nothing becomes faster.
+than 1×1 is the price of processes that wait for each other. It may take less where one
+process does not make use of all cores.
 """
 
 import json

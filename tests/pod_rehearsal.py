@@ -87,8 +87,7 @@ def one_path(steps):
         warmup_epochs=0.0,
         architecture_every=2,
     )
-    # A ReLU6 at one of its ends may be on either side of it.
-    first.optimizer.update(learning_rate=RATE / 10, schedule="constant")
+    first.optimizer.update(learning_rate=RATE, schedule="constant")
     first.architecture_optimizer.update(learning_rate=ADAM_RATE, schedule="constant")
     config.stages = (first,)
     return config

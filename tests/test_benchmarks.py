@@ -199,7 +199,7 @@ def test_a_search_step_is_measured_beside_the_plain_supernet_and_the_twin():
 def test_a_step_is_measured_in_every_layout_of_a_pod(monkeypatch):
     monkeypatch.setattr(pods, "LAYOUTS", ((1, 1), (2, 2)))
     session = small_session(batch=8, repeats=1)
-    pods.measure(session, ["tc_resnet8"])
+    pods.measure(session, ["tc_resnet8-own_norms"])
     assert [row.framework for row in session.rows] == ["1×1", "2×2"]
     assert all(row.median_s > 0 for row in session.rows)
 

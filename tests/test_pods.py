@@ -24,7 +24,7 @@ from kws_jax import config as configs
 from kws_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-CASES = ("searching", "data_parameters", "curriculum", "one_path", "learned_bits")
+CASES = ("searching", "data_parameters", "curriculum")
 # Until a rehearsed pod has saved its first checkpoint, on a machine with other work.
 START_SECONDS = 90
 # What is compared needs no fast programs.
@@ -105,13 +105,15 @@ def check_alike(one, other, case):
     """Parameters, optimisers, statistics, losses, test results and records agree.
 
     Momenta are sums of gradients, which lose two digits on their way through the batch
-    norms, and a third where few bits are rounded; where ranges are learned, too, or
-    gradients end at a limit, a value that comes to lie beyond it is a hundredth of a
-    sum. Statistics of a device's own share would be off by tenths.
+    norms; statistics of a device's own share would be off by tenths.
     """
+    assert gap(one, other, case, optimizers=True) < 1e-4
+    check_results(one, other, case)
+
+
+def check_results(one, other, case):
+    """What `check_alike` compares but for the optimisers."""
     assert gap(one, other, case) < 1e-5
-    moved = 2e-2 if case in ("learned_bits", "one_path") else 3e-4
-    assert gap(one, other, case, optimizers=True) < moved
     logged, expected = lines(other, case), lines(one, case)
     assert logged.keys() == expected.keys()
     for place, (loss, accuracy) in expected.items():
@@ -221,6 +223,16 @@ def test_a_pod_of_which_a_process_was_killed_is_taken_up(small, tmp_path, number
     rehearse((2, 2), tmp_path, 4, *killed)
     assert equal(small[2, 2], tmp_path, "data_parameters")
     check_alike(small[2, 2], tmp_path, "data_parameters")
+
+
+@pytest.mark.slow
+def test_four_devices_choose_paths_and_learn_bits_as_one_does(tmp_path):
+    one, other = tmp_path / "1x1", tmp_path / "1x4"
+    for layout, folder in (((1, 1), one), ((1, 4), other)):
+        rehearse(layout, folder, 20, "one_path", "learned_bits")
+    check_alike(one, other, "one_path")
+    # A single value that goes to the next number shows in the momenta.
+    check_results(one, other, "learned_bits")
 
 
 @pytest.mark.slow

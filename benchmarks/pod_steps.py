@@ -14,6 +14,7 @@ from benchmarks import search, steps
 from benchmarks.networks import CASES, LABELS
 from configs import convmixer, quantized
 from kws_jax.frontends.registry import create_frontend
+from kws_jax.parts import Setup
 from kws_jax.quantization.network import Bits, QuantizedNetwork
 from kws_jax.quantization.sites import find_sites
 from kws_jax.stages import networks, quantize
@@ -67,13 +68,14 @@ def _curriculum(batch: int, small: bool) -> Step:
     )
     params, batch_stats = networks.split_variables(variables)
     state = create_train_state({WEIGHTS: params}, batch_stats, transformations)
-    parts: Any = SimpleNamespace(frontend=frontend)
+    setup: Any = Setup(config, (), frontend, sharding.data_mesh())
     step = with_mixup(
-        make_train_step(classification_loss(parts, stage, model), transformations),
+        make_train_step(classification_loss(setup, stage, model), transformations),
         num_labels=LABELS,
         probability=stage.mixup.probability,
         alpha=stage.mixup.alpha,
         until_step=2**31 - 1,
+        mesh=setup.mesh,
     )
     return step, (state, _batch(steps.random_audio(batch)), jax.random.key(0))
 
@@ -91,7 +93,7 @@ def _learned_bits(model: Any, features: np.ndarray) -> Step:
     transformations = {label: transformations[label] for label in trees}
     state = create_train_state(trees, batch_stats, transformations)
     parts: Any = SimpleNamespace(
-        frontend=lambda values: values, config=SimpleNamespace(batch_norm_of="global")
+        features=lambda values: values, config=SimpleNamespace(batch_norm_of="global")
     )
     step = make_train_step(
         quantize.quantized_loss(parts, stage, network),

@@ -231,7 +231,7 @@ def features_of(name: str, audio: np.ndarray) -> tuple[Call, Work]:
 
 
 # Stands for the parts of an experiment: "audio" of a batch holds features already.
-_GIVEN_FEATURES: Any = SimpleNamespace(frontend=lambda features: features)
+_GIVEN_FEATURES: Any = SimpleNamespace(features=lambda features: features)
 
 
 def _table(stage: ConfigDict, num_labels: int, clips: int) -> StageTable:

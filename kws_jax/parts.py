@@ -44,6 +44,14 @@ class Setup:
         """The labels that are words; they come first."""
         return tuple(w for w in self.labels if w not in (UNKNOWN, SILENCE))
 
+    def features(self, audio: jax.Array) -> jax.Array:
+        """Features [b, t, f] of audio [b, s] that is split over the mesh, or whole.
+
+        Inside a jitted function; each device makes those of its own rows.
+        """
+        made: jax.Array = sharding.by_rows(self.frontend, self.mesh)(audio)
+        return made
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts(OpenedData, Setup):

@@ -25,7 +25,7 @@ from kws_jax.training.step import make_train_step
 
 STAGE = ConfigDict({"label_smoothing": 0.1, "spec_augment": spec_augment()})
 # "audio" of a batch holds features already.
-PARTS = SimpleNamespace(frontend=lambda audio: audio)
+PARTS = SimpleNamespace(features=lambda audio: audio)
 SETTINGS = {
     "genotype": "autokws-noisydarts",
     "layers": ("E6K3", "E1K5", "SKIP", "E3K7", "SKIP", "E1K3"),

@@ -40,7 +40,7 @@ STAGE = ConfigDict(
     }
 )
 # "audio" of a batch holds features already.
-PARTS = SimpleNamespace(frontend=lambda audio: audio)
+PARTS = SimpleNamespace(features=lambda audio: audio)
 PLAN = SimpleNamespace(steps_per_epoch=4.0)
 BATCH = {
     "audio": jnp.asarray(X),

@@ -6,11 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kws_jax.training import sharding
 from kws_jax.training.mixup import mixup, with_mixup
 from kws_jax.training.state import create_train_state
 
 CLIPS, LABELS, ALPHA = 400, 4, 10.0
-MIX = jax.jit(mixup, static_argnames=("num_labels", "alpha"))
+MIX = jax.jit(mixup, static_argnames=("num_labels", "alpha", "mesh"))
+MESH = sharding.data_mesh()
 MASK = np.arange(CLIPS) % 10 != 3
 
 
@@ -30,6 +32,7 @@ def mixed(audio, probability=0.5):
         num_labels=LABELS,
         probability=probability,
         alpha=ALPHA,
+        mesh=MESH,
     )
 
 
@@ -59,7 +62,8 @@ def test_shares_and_partners_are_distributed_as_asked(draws):
     assert (share[~MASK] == 1).all()
     others = partner[share < 1]
     assert MASK[others].all()
-    assert len(set(others)) == len(others)
+    np.testing.assert_array_equal(others, np.flatnonzero(share < 1) ^ 1)
+    assert len(set(shares)) == len(shares)
 
 
 def test_audio_and_labels_are_mixed_by_the_formula(draws):
@@ -80,13 +84,25 @@ def test_audio_and_labels_are_mixed_by_the_formula(draws):
         np.testing.assert_array_equal(batch[name], batch_of(audio)[name])
 
 
+def test_the_last_of_an_odd_number_is_alone():
+    batch = {
+        "audio": jnp.eye(5),
+        "label": jnp.arange(5),
+        "index": jnp.arange(5),
+        "mask": jnp.ones(5, bool),
+    }
+    settings = {"num_labels": 5, "alpha": ALPHA, "mesh": MESH}
+    audio = MIX(jax.random.key(0), batch, probability=1.0, **settings)["audio"]
+    assert (np.diag(audio) < 1).tolist() == [True] * 4 + [False]
+    np.testing.assert_array_equal(audio[4], np.eye(5)[4])
+
+
 def test_mixup_is_drawn_anew_each_step_and_ends_when_asked():
     def step(state, batch, key):
         return state.replace(step=state.step + 1), batch["target"]
 
-    step = jax.jit(
-        with_mixup(step, num_labels=LABELS, probability=1.0, alpha=1.0, until_step=2)
-    )
+    settings = {"num_labels": LABELS, "probability": 1.0, "alpha": 1.0}
+    step = jax.jit(with_mixup(step, **settings, until_step=2, mesh=MESH))
     state = create_train_state({"weights": jnp.zeros(1)}, {}, {})
     batch, found = batch_of(np.zeros((CLIPS, 1), np.int16)), []
     for _ in range(3):

@@ -38,7 +38,7 @@ batch = {
 }
 stage = ConfigDict({"label_smoothing": 0.1, "spec_augment": spec_augment(1)})
 stage.spec_augment.update(time_width=4, frequency_width=3)
-parts = SimpleNamespace(frontend=lambda audio: audio)
+parts = SimpleNamespace(features=lambda audio: audio)
 transformations = {WEIGHTS: optax.sgd(0.1, 0.9)}
 variables = jax.jit(functools.partial(model.init, train=False))(
     jax.random.key(0), batch["audio"][:1]

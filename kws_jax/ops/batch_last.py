@@ -20,9 +20,9 @@ def pointwise(
     x: Float[Array, "c f t b"], kernel: Float[Array, "1 1 c d"]
 ) -> Float[Array, "d f t b"]:
     """The product of channels and a matrix, at every place alike."""
-    flat, matrix = x.reshape(len(x), -1), kernel.reshape(kernel.shape[-2:])
-    y = lax.dot_general(matrix, flat, (((0,), (0,)), ((), ())))
-    return y.reshape(-1, *x.shape[1:])
+    # Not of flat images: the batch, where it is split over devices, would be gathered.
+    matrix = kernel.reshape(kernel.shape[-2:])
+    return lax.dot_general(matrix, x, (((0,), (0,)), ((), ())))
 
 
 def statistics(

@@ -101,7 +101,7 @@ def frame_loss(
         chain = chains[batch["label"]]
         flat = hmm.flat_start(
             # Unmasked: a mask would be the loudest of frames.
-            parts.frontend(batch["audio"])[..., 0],
+            parts.features(batch["audio"])[..., 0],
             model.states,
             stage.alignment.energy_share,
         )

@@ -181,7 +181,7 @@ def class_means(
 
     @functools.partial(sharding.jit_replicated, mesh=parts.mesh)
     def sums(state: TrainState, batch: dict[str, jax.Array]) -> Any:
-        embeddings = embedding_of(state, parts.frontend(batch["audio"]))
+        embeddings = embedding_of(state, parts.features(batch["audio"]))
         members = jax.nn.one_hot(batch["label"], labels) * batch["mask"][:, None]
         return members.T @ embeddings, members.sum(0)
 

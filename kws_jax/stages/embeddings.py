@@ -38,7 +38,7 @@ def measure(
 
     @jax.jit
     def embed(variables: Any, audio: jax.Array) -> jax.Array:
-        return networks.embed(network.model, variables, parts.frontend(audio))
+        return networks.embed(network.model, variables, parts.features(audio))
 
     arrays: dict[str, np.ndarray] = {}
     rows = []

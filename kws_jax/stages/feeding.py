@@ -1,6 +1,7 @@
 """How the step of a stage gets its batches: from the host, or made where it runs."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from kws_jax.data import device
+from kws_jax.data import device, draws
 from kws_jax.data.corpus import Split
 from kws_jax.parts import Parts
 from kws_jax.training import sharding
@@ -69,10 +70,9 @@ def _device_batches(parts: Parts, stage: ConfigDict) -> Iterator[dict[str, Any]]
 
     @jax.jit
     def make(resident: device.Resident, inputs: dict[str, jax.Array]) -> Any:
-        batch = device.make_batch(
-            recipe, resident, jax.tree.map(lambda x: x[0], inputs)
+        return _make_batch(
+            parts, recipe, resident, jax.tree.map(lambda x: x[0], inputs)
         )
-        return sharding.keep_split(batch, parts.mesh)
 
     for step in itertools.count():
         stacked = device.stack(split, [recipe.inputs(select(step))])
@@ -161,11 +161,10 @@ def _on_device(
         ) -> tuple[TrainState, Any]:
             def one(state: TrainState, inputs: Any) -> tuple[TrainState, Any]:
                 batches = (
-                    device.make_batch(recipe, resident, drawn)
+                    _make_batch(parts, recipe, resident, drawn)
                     for recipe, drawn in zip(recipes, inputs, strict=True)
                 )
-                split = (sharding.keep_split(batch, parts.mesh) for batch in batches)
-                return step(state, *split, key)
+                return step(state, *batches, key)
 
             return jax.lax.scan(one, state, inputs)
 
@@ -176,3 +175,14 @@ def _on_device(
         return jitted(step_at(number))(state, parts.resident, inputs, key)
 
     return Feed(step_fn, inputs_from)
+
+
+def _make_batch(
+    parts: Parts, recipe: draws.Recipe, resident: device.Resident, inputs: draws.Inputs
+) -> dict[str, jax.Array]:
+    """Each device makes its own rows of a batch."""
+    make = functools.partial(device.make_batch, recipe)
+    made: dict[str, jax.Array] = sharding.by_rows(make, parts.mesh, whole=1)(
+        resident, inputs
+    )
+    return made

@@ -50,7 +50,7 @@ def features_for_training(
     parts: Parts, stage: ConfigDict, key: jax.Array, audio: jax.Array
 ) -> jax.Array:
     """Features [b, t, f] of int16 audio [b, s], masked as the stage asks."""
-    features = parts.frontend(audio)
+    features = parts.features(audio)
     masks = stage.spec_augment
     if masks.time_masks or masks.frequency_masks:
         features = spec_augment(key, features, **masks.to_dict())
@@ -193,6 +193,7 @@ def _create_learner(
             until_step=round(stage.mixup.until * plan.total_steps)
             if _mixup_ends(stage)
             else _NEVER,
+            mesh=parts.mesh,
         )
 
     def logits_of(state: TrainState, features: jax.Array) -> jax.Array:

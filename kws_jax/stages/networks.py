@@ -318,7 +318,7 @@ def trained_network(
 
     @jax.jit
     def probabilities(variables: PyTree, audio: jax.Array) -> jax.Array:
-        return probabilities_of(infer(model, variables, setup.frontend(audio)))
+        return probabilities_of(infer(model, variables, setup.features(audio)))
 
     return Network(
         model,

@@ -178,7 +178,7 @@ def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
 
     @jax.jit
     def probabilities(trees: PyTree, batch_stats: PyTree, audio: jax.Array) -> Any:
-        logits = network.infer(trees, batch_stats, setup.frontend(audio))
+        logits = network.infer(trees, batch_stats, setup.features(audio))
         return probabilities_of(logits)
 
     return networks.Network(
@@ -244,7 +244,7 @@ def _ranges(
     if ranges is not None:
         return ranges
     batches = parts.train_batches(parts.task.train, stage, 0)
-    features = jax.jit(parts.frontend)
+    features = jax.jit(parts.features)
     ranges = calibration.measure_ranges(
         model,
         sites,

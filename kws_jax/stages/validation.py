@@ -68,7 +68,7 @@ def make_validation(
     def measure(
         state: TrainState, batch: dict[str, jax.Array], *context: Any
     ) -> dict[str, jax.Array]:
-        logits = logits_of(state, parts.frontend(batch["audio"]), *context)
+        logits = logits_of(state, parts.features(batch["audio"]), *context)
         mask = batch["mask"]
         right = (jnp.argmax(logits, -1) == batch["label"]) & mask
         loss = loss_of(logits, batch["label"], mask)

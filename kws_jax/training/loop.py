@@ -171,8 +171,7 @@ def train_stage(
                 window.add(call, metrics)
             step = call.stop
             validation = step % plan.eval_every == 0 or step == plan.total_steps
-            told = validation or step % plan.log_every == 0
-            if told:
+            if validation or step % plan.log_every == 0:
                 window.flush(report)
             if validation:
                 try:
@@ -198,7 +197,7 @@ def train_stage(
                 if verdict.ends:
                     break
                 window.restart_clock()
-            if preemption.asked_to_stop(waits_anyway=told):
+            if preemption.asked_to_stop():
                 if not validation:
                     save_on_request(step, state, **window.untold())
                 preemption.stop(saved(step))

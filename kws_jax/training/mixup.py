@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray
 
 from kws_jax.frontends.registry import as_float
+from kws_jax.training import sharding
 
 # Folded into a stage's key for the draws made here. No step has this number, so they
 # are independent of all that is drawn by the key of a step.
@@ -21,12 +23,14 @@ def mixup(
     num_labels: int,
     probability: float | jax.Array,
     alpha: float,
+    mesh: Mesh,
 ) -> dict[str, Array]:
     """Mixes some clips of a batch with others of it: λ·a + (1 - λ)·b, λ ~ Beta(α, α).
 
-    Partners are given by a random permutation of the batch, where the paper draws them
-    from the whole set; a clip may be its own partner. Padding neither mixes nor is
-    mixed in.
+    Rows 2i and 2i + 1 are partners, and the last of an odd number is alone. Batches are
+    pieces of a random permutation, so a partner is a clip that is drawn at random, as
+    in the paper; and devices that have an even number of rows need none of the others'.
+    Padding neither mixes nor is mixed in.
 
     Args:
       key: PRNG key.
@@ -34,6 +38,7 @@ def mixup(
       num_labels: k.
       probability: of each clip, to be mixed.
       alpha: of Beta(α, α); at 10, λ lies mostly in 0.3 … 0.7.
+      mesh: over which the batch is split.
 
     Returns:
       The batch with `audio` float32 [b, s] in [-1, 1], with `target` float32 [b, k],
@@ -42,21 +47,29 @@ def mixup(
     Reference: Zhang et al. 2018, arXiv 1710.09412; on waveforms as in Ng et al. 2022,
     arXiv 2201.05863.
     """
-    coin_key, share_key, partner_key = jax.random.split(key, 3)
+    coin_key, share_key = jax.random.split(key)
     label, mask = batch["label"], batch["mask"]
-    partner = jax.random.permutation(partner_key, len(label))
     mixed = jax.random.bernoulli(coin_key, probability, label.shape)
-    mixed = mixed & mask & mask[partner]
+    mixed = mixed & mask & _partners(mask)
     share = jax.random.beta(share_key, alpha, alpha, label.shape)
+    share = sharding.keep_whole(share, mesh)
     share = jnp.where(mixed, share, 1)[:, None]
     audio = as_float(batch["audio"])
     target = (label[:, None] == jnp.arange(num_labels)[None]).astype(jnp.float32)
     return {
         **batch,
-        "audio": share * audio + (1 - share) * audio[partner],
-        "target": share * target + (1 - share) * target[partner],
-        "label": jnp.where(share[:, 0] >= 0.5, label, label[partner]),
+        "audio": share * audio + (1 - share) * _partners(audio),
+        "target": share * target + (1 - share) * _partners(target),
+        "label": jnp.where(share[:, 0] >= 0.5, label, _partners(label)),
     }
+
+
+def _partners(values: jax.Array) -> jax.Array:
+    """Rows [b, …], each in the place of its partner."""
+    pairs = len(values) // 2
+    rows = values[: 2 * pairs]
+    swapped = rows.reshape(pairs, 2, *values.shape[1:])[:, ::-1].reshape(rows.shape)
+    return jnp.concatenate([swapped, values[2 * pairs :]])
 
 
 def with_mixup(
@@ -66,6 +79,7 @@ def with_mixup(
     probability: float,
     alpha: float,
     until_step: int,
+    mesh: Mesh,
 ) -> Callable[..., Any]:
     """A step (state, batch, key) that mixes its batch before `step` sees it.
 
@@ -77,7 +91,12 @@ def with_mixup(
         mixing_key = jax.random.fold_in(jax.random.fold_in(key, _STREAM), state.step)
         chance = jnp.where(state.step < until_step, probability, 0.0)
         mixed = mixup(
-            mixing_key, batch, num_labels=num_labels, probability=chance, alpha=alpha
+            mixing_key,
+            batch,
+            num_labels=num_labels,
+            probability=chance,
+            alpha=alpha,
+            mesh=mesh,
         )
         return step(state, mixed, key)
 

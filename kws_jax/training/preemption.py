@@ -7,6 +7,7 @@ and it is answered at once.
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ from typing import NoReturn
 
 import jax
 
-from kws_jax import together
+from kws_jax import distributed
 from kws_jax.errors import Interrupted
+from kws_jax.training.stopping_together import StoppingTogether
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -30,6 +32,8 @@ class _Request:
 
     signal: int | None = None
     waits: bool = False
+    # In a pod, within `watched`.
+    agreement: StoppingTogether | None = None
 
 
 _request = _Request()
@@ -44,6 +48,7 @@ def watched() -> Iterator[None]:
     threads other than the main one change nothing.
     """
     _request.signal, _request.waits = None, False
+    _request.agreement = _agreement()
     handled = {}
     if threading.current_thread() is threading.main_thread():
         handled = {
@@ -57,7 +62,23 @@ def watched() -> Iterator[None]:
         for number, before in handled.items():
             # None is a handler that was not set from Python.
             signal.signal(number, signal.SIG_DFL if before is None else before)
-        _request.signal = None
+        _request.signal = _request.agreement = None
+
+
+@functools.cache
+def _agreement() -> StoppingTogether | None:
+    """That of the process, for all that it runs; None where it is alone."""
+    client = distributed.client()
+    if client is None:
+        return None
+    found = StoppingTogether(
+        client,
+        jax.process_index(),
+        jax.process_count(),
+        lambda: _request.signal is not None,
+    )
+    found.start()
+    return found
 
 
 @contextlib.contextmanager
@@ -88,16 +109,14 @@ def answered_at_once() -> Iterator[None]:
         _request.waits = before
 
 
-def asked_to_stop(*, waits_anyway: bool) -> bool:
-    """Whether all processes are to save now and to end; called after the same steps.
+def asked_to_stop() -> bool:
+    """Whether to save now and to end; called between the same steps by all processes.
 
-    The processes of a pod agree: a request to one of them is one to all. For that they
-    wait for each other, so they do it at steps only after which they wait in any case.
+    Those of a pod agree: a request to one of them is one to all.
     """
-    asked = _request.signal is not None
-    if jax.process_count() == 1:
-        return asked
-    return waits_anyway and together.any_of(asked)
+    if _request.agreement is None:
+        return _request.signal is not None
+    return _request.agreement.is_time()
 
 
 def stop(saved: str = "") -> NoReturn:

@@ -92,6 +92,47 @@ def keep_split(batch: Mapping[str, jax.Array], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
+def keep_whole(tree: Any, mesh: Mesh) -> Any:
+    """Inside a jitted function: what each device makes all of, for itself.
+
+    For small draws by rejection, whose loops would else ask all devices at each turn
+    whether theirs are done.
+    """
+    if mesh.size == 1:
+        return tree
+    place = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(
+        lambda value: jax.lax.with_sharding_constraint(value, place), tree
+    )
+
+
+def by_rows(function: Callable[..., Any], mesh: Mesh, *, whole: int = 0) -> Callable:
+    """A function that works on each row alone, of each device on its own rows.
+
+    XLA does not divide Fourier transforms (openxla/xla issue 24): without this, every
+    device gets the frames of all clips, and transforms them all.
+
+    Args:
+      function: its first `whole` arguments are the same for all rows; the other ones
+        and its results are arrays, or trees of them, with rows [b, …].
+      mesh: where it does not divide b, the function is left as it is.
+    """
+    if mesh.size == 1:
+        return function
+    rows = PartitionSpec(_AXIS)
+
+    def apart(*arguments: Any) -> Any:
+        sizes = {len(leaf) for leaf in jax.tree.leaves(arguments[whole:])}
+        if any(size % mesh.size for size in sizes):
+            return function(*arguments)
+        places = (PartitionSpec(),) * whole + (rows,) * (len(arguments) - whole)
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=places, out_specs=rows, check_vma=False
+        )(*arguments)
+
+    return apart
+
+
 def on_own_rows(apply: Callable[..., tuple[jax.Array, Any]], mesh: Mesh) -> Callable:
     """A network's `apply` in training, of each device on its own rows of a batch.
 

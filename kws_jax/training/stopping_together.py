@@ -1,0 +1,76 @@
+"""Between which steps the processes of a pod end, where one of them is asked to.
+
+That depends on where each of them is, and their loops cannot ask each other: one may be
+within a validation that needs the others. So a thread of each process tells where its
+loop is and holds it there until all have told; they end behind the foremost. JAX's own
+preemption service does the same, but takes the signals away from Python.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+_KEY = "kws_jax/asked to stop"
+_POLL_SECONDS = 0.5
+_WAIT_MS = 24 * 3600 * 1000
+
+
+class StoppingTogether:
+    """The agreement of one process with the others; `start` it once in a run."""
+
+    def __init__(
+        self, client: Any, number: int, count: int, asked: Callable[[], bool]
+    ) -> None:
+        """Begins before the first step.
+
+        Args:
+          client: JAX's connection to the coordinator.
+          number: of this process.
+          count: how many there are.
+          asked: whether this process was asked to stop.
+        """
+        self._client, self._number, self._count = client, number, count
+        self._asked = asked
+        self._lock = threading.Lock()
+        self._place, self._stop = 0, -1
+
+    def start(self) -> None:
+        """Listens, in a thread that does not keep the program from ending."""
+        threading.Thread(target=self._listen, daemon=True, name="requests").start()
+
+    def is_time(self) -> bool:
+        """Whether all end here; called between steps, by all at the same places."""
+        with self._lock:
+            self._place += 1
+            return self._place == self._stop
+
+    def _listen(self) -> None:
+        try:
+            while not self._heard():
+                time.sleep(_POLL_SECONDS)
+            with self._lock:
+                own = f"{_KEY}/{self._number}"
+                self._client.key_value_set(own, str(self._place))
+                names = (f"{_KEY}/{number}" for number in range(self._count))
+                places = [
+                    int(self._client.blocking_key_value_get(name, _WAIT_MS))
+                    for name in names
+                ]
+                self._stop = max(places) + 1
+        except RuntimeError:
+            # The coordinator is gone: the run is over, or `distributed` ends it.
+            return
+
+    def _heard(self) -> bool:
+        """Whether any process was asked; tells the others where it was this one."""
+        if self._asked():
+            self._client.key_value_set(_KEY, "yes", allow_overwrite=True)
+            return True
+        try:
+            self._client.key_value_try_get(_KEY)
+        except RuntimeError as error:
+            if "NOT_FOUND" not in str(error):
+                raise
+            return False
+        return True

@@ -25,10 +25,11 @@ from the user it is the source's own background and simulated rooms (extra `room
 
 From the official code: binary cross-entropy, Adam (rate, betas, L2), × 0.85 after the
 5th, 9th, … 69th epoch, mixup of half of the clips, masks of 1 … 25 that are 0 before
-the features are normalised. Different here: partners of mixup are of the same batch,
-not of the whole set; clips that are mixed get no noise at 50 dB, and keep their level,
-which that code sets to 44 dB above the noise's own; the waveform is shifted by ±100 ms,
-as in the text, where that code turns the frames by -10 … +9.
+the features are normalised. Different here: partners of mixup are neighbours in the
+batch, a random part of the set, where that code draws them from the set; clips that are
+mixed get no noise at 50 dB, and keep their level, which that code sets to 44 dB above
+the noise's own; the waveform is shifted by ±100 ms, as in the text, where that code
+turns the frames by -10 … +9.
 
 Left open by the paper, and chosen here: a validation whose accuracy and loss are both
 the best so far is progress, though its criterion only equals the best (stop.ties);

@@ -101,12 +101,14 @@ def _check_continuation(before: ConfigDict, stage: ConfigDict, where: str) -> No
                 f"parameters, which stage {one.name!r} has: each stage makes its own "
                 "table. Say 'restart', or data_parameters.mode 'none'."
             )
-    for field in ("optimizer", "batch_size", "trained_part"):
-        if before[field] != stage[field]:
+    fields = [f"optimizer.{name}" for name in stage.optimizer]
+    for field in (*fields, "batch_size", "trained_part"):
+        own, former = _value(stage, field), _value(before, field)
+        if own != former:
             raise UserError(
                 f"{where}.optimizer_start = 'continue' goes on with the optimiser of "
-                f"the stage before, but the two differ in {field}; make them equal, "
-                "or say 'restart'."
+                f"the stage before, but {field} is {former!r} there and {own!r} here; "
+                "make them equal, or say 'restart'."
             )
     if depends_on_length(stage.optimizer):
         raise UserError(

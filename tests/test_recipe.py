@@ -141,8 +141,8 @@ def test_the_plain_trainings_are_as_long_as_the_curriculum_at_most(size):
         ("mixup.probability", -0.1, "mixup.probability = -0.1: give 0 … 1"),
         ("mixup.until", 85.0, "mixup.until = 85.0: give 0 … 1"),
         ("mixup.alpha", 0.0, "mixup.alpha = 0.0: give a number above 0"),
-        ("batch_size", 64, "the two differ in batch_size"),
-        ("optimizer.b1", 0.9, "the two differ in optimizer"),
+        ("batch_size", 64, "but batch_size is 128 there and 64 here"),
+        ("optimizer.b1", 0.9, "but optimizer.b1 is 0.95 there and 0.9 here"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(field, value, message):

@@ -80,13 +80,13 @@ def open_noise(
         raise UserError(f"config.data.noise_hours = {hours}: give a number above 0.")
     _check_apart(folders)
     if folders[SEEN]:
-        training, seen = divide(_read(folders[SEEN], hours), test_fraction)
+        training, seen = divide(_read(folders, SEEN, hours), test_fraction)
     else:
         training = list(from_source.get(SEEN, ()))
         kept = background.get(TEST) or background.get(VALIDATION) or ()
         seen = [r for r in kept if np.any(r.audio)] if training else []
     if folders[UNSEEN]:
-        unseen = _read(folders[UNSEEN], hours)
+        unseen = _read(folders, UNSEEN, hours)
     else:
         unseen = list(from_source.get(UNSEEN, ()))
     tests = {SEEN: seen, UNSEEN: unseen}
@@ -241,10 +241,14 @@ def _cut(recording: Recording, fraction: float) -> tuple[Recording, Recording | 
     return first, last
 
 
-def _read(directory: str, hours: float) -> list[Recording]:
-    recordings = read_noise_folder(
-        directory, lambda root, paths: choose(root, paths, hours)
-    )
+def _read(folders: Mapping[str, str], kind: str, hours: float) -> list[Recording]:
+    directory = folders[kind]
+    try:
+        recordings = read_noise_folder(
+            directory, lambda root, paths: choose(root, paths, hours)
+        )
+    except UserError as error:
+        raise UserError(f"config.data.noise_{kind}: {error}") from error
     longest = round(3600 * hours * SAMPLE_RATE)
     clipped = [r.name for r in recordings if _is_clipped(r.audio)]
     if clipped:

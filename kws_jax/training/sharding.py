@@ -113,9 +113,10 @@ def by_rows(function: Callable[..., Any], mesh: Mesh, *, whole: int = 0) -> Call
     device gets the frames of all clips, and transforms them all.
 
     Args:
-      function: its first `whole` arguments are the same for all rows; the other ones
-        and its results are arrays, or trees of them, with rows [b, …].
+      function: its arguments and results are arrays, or trees of them, with rows
+        [b, …].
       mesh: where it does not divide b, the function is left as it is.
+      whole: how many of the first arguments are the same for all rows instead.
     """
     if mesh.size == 1:
         return function

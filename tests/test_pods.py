@@ -239,10 +239,7 @@ def test_every_layout_computes_what_one_device_does(tmp_path):
             )
             print(f"{layout} {seconds:.0f} s {case}: {learned:.1e} {moved:.1e}")
         for case in CASES:
-            # Of learned bits a single value that goes to the next number shows in the
-            # momenta.
-            check = check_results if case == "learned_bits" else check_alike
-            check(folders[1, 1], folder, case)
+            check_alike(folders[1, 1], folder, case)
     for number, layout in enumerate(((1, 1), (2, 1))):
         again = _without_ends(folders[4, 1], tmp_path / f"again{number}")
         rehearse(layout, again, steps, *CASES)

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from absl import flags
 
 from kws_jax import clusters
-from kws_jax.errors import UserError
+from kws_jax.errors import REQUESTED, UserError
 
 # Setting -> environment variable that stands in for its flag.
 VARIABLES = {
@@ -260,7 +260,7 @@ def leave_after(error: BaseException) -> NoReturn:
 
 
 def _watch() -> None:
-    """Ends this process when another tells that it has failed."""
+    """Ends this process when another tells that it ends before its time."""
     told = None
     while told is None:
         try:
@@ -273,9 +273,11 @@ def _watch() -> None:
 
     number, code, message = json.loads(told)
     if number != jax.process_index():
+        failed = "error: process {} has failed"
+        what = "process {} was asked to stop" if code in REQUESTED else failed
         print(
-            f"error: process {number} has failed, so process {jax.process_index()} "
-            f"ends too: {message}\nThe same command goes on from the last checkpoint.",
+            f"{what.format(number)}, so process {jax.process_index()} ends too: "
+            f"{message}\nThe same command goes on from the last checkpoint.",
             file=sys.stderr,
         )
         if jax.process_index() == 0:

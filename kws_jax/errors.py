@@ -4,6 +4,10 @@ import difflib
 import signal
 from collections.abc import Iterable
 
+_TERMINATED, _CTRL_C = 75, 130
+# Exit codes of a run that was asked to end.
+REQUESTED = (_TERMINATED, _CTRL_C)
+
 
 class UserError(Exception):
     """Something the user can mend: bad input, a wrong field, a full disk.
@@ -27,7 +31,7 @@ class Interrupted(BaseException):
 
     def __init__(self, number: int, saved: str = "") -> None:
         self.saved = saved
-        self.exit_code = 130 if number == signal.SIGINT else 75
+        self.exit_code = _CTRL_C if number == signal.SIGINT else _TERMINATED
         where = saved or "what was saved before stays"
         super().__init__(
             f"{signal.Signals(number).name}: {where}; the same command goes on from "

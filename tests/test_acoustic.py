@@ -195,7 +195,7 @@ def trained():
     stage.data_parameters.class_learning_rate = 0.1
     names = np.array([str(i) for i in range(clips)])
     parts = SimpleNamespace(
-        frontend=lambda audio: audio,
+        features=lambda audio: audio,
         labels=LABELS,
         task=SimpleNamespace(train=Split("train", labels, names, names, None)),
     )

@@ -45,7 +45,7 @@ def table_step(clips, labels, **settings):
     none = np.array([""] * clips)
     split = Split("train", np.zeros(clips, np.int32), none, none, lambda rows: rows)
     parts = SimpleNamespace(
-        frontend=lambda audio: audio,
+        features=lambda audio: audio,
         labels=labels,
         task=SimpleNamespace(train=split),
     )

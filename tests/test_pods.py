@@ -199,7 +199,8 @@ def _without_ends(folder, copy):
 )
 def test_an_error_in_one_process_ends_all(tmp_path, kind, code, told):
     output, seconds = rehearse((2, 1), tmp_path, "fail", kind, expected=code)
-    expected = f"[0] error: process 1 has failed, so process 0 ends too: {told}"
+    what = "was asked to stop" if kind == "asked" else "has failed"
+    expected = f"process 1 {what}, so process 0 ends too: {told}"
     assert expected in output
     assert seconds < 60
 

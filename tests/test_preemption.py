@@ -311,8 +311,8 @@ def test_a_request_to_one_process_of_a_pod_saves_the_same_step_on_all(
     codes, told = pod(tmp_path, asked_at=2, slow=0.4)
     assert codes == [75, 75], told
     step = int(saved(tmp_path)[0].step)
-    # They hear of it within half a second each, and agree on a step that none has made.
-    assert 3 <= step <= 7
+    # They hear of it within half a second each; the step being made may be the last.
+    assert 2 <= step < PLAN.total_steps
     expected = f"step {step} of stage 'toy' is saved"
     assert all(expected in text for text in told), told
     codes, told = pod(tmp_path, asked_at=0, slow=0)

@@ -115,7 +115,8 @@ def by_rows(function: Callable[..., Any], mesh: Mesh, *, whole: int = 0) -> Call
     Args:
       function: its arguments and results are arrays, or trees of them, with rows
         [b, …].
-      mesh: where it does not divide b, the function is left as it is.
+      mesh: where it does not divide b, the function is left as it is. What is given
+        lies on it, or on no device in particular: JAX refuses what was put on one.
       whole: how many of the first arguments are the same for all rows instead.
     """
     if mesh.size == 1:

@@ -6,14 +6,18 @@ loop is and holds it there until all have told; they end behind the foremost. JA
 preemption service does the same, but takes the signals away from Python.
 """
 
+import functools
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 _KEY = "kws_jax/asked to stop"
 _POLL_SECONDS = 0.5
-_WAIT_MS = 24 * 3600 * 1000
+# So long may the coordinator not answer; else the run is over, or about to be.
+_PATIENCE_SECONDS = 300
+_WAIT_MS = 60_000
+T = TypeVar("T")
 
 
 class StoppingTogether:
@@ -47,19 +51,16 @@ class StoppingTogether:
 
     def _listen(self) -> None:
         try:
-            while not self._heard():
+            while not _patiently(self._heard):
                 time.sleep(_POLL_SECONDS)
             with self._lock:
-                own = f"{_KEY}/{self._number}"
-                self._client.key_value_set(own, str(self._place))
-                names = (f"{_KEY}/{number}" for number in range(self._count))
-                places = [
-                    int(self._client.blocking_key_value_get(name, _WAIT_MS))
-                    for name in names
-                ]
-                self._stop = max(places) + 1
+                _patiently(self._tell_place)
+                self._stop = 1 + max(
+                    _patiently(functools.partial(self._place_of, number))
+                    for number in range(self._count)
+                )
         except RuntimeError:
-            # The coordinator is gone: the run is over, or `distributed` ends it.
+            # The run is over, or `distributed` ends it.
             return
 
     def _heard(self) -> bool:
@@ -74,3 +75,23 @@ class StoppingTogether:
                 raise
             return False
         return True
+
+    def _tell_place(self) -> None:
+        own = f"{_KEY}/{self._number}"
+        self._client.key_value_set(own, str(self._place), allow_overwrite=True)
+
+    def _place_of(self, number: int) -> int:
+        name = f"{_KEY}/{number}"
+        return int(self._client.blocking_key_value_get(name, _WAIT_MS))
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """What the coordinator answers; asks again where it fails now and then."""
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return ask()
+        except RuntimeError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_POLL_SECONDS)

@@ -273,11 +273,13 @@ def _watch() -> None:
 
     number, code, message = json.loads(told)
     if number != jax.process_index():
-        failed = "error: process {} has failed"
-        what = "process {} was asked to stop" if code in REQUESTED else failed
+        what = f"error: process {number} has failed"
+        hint = "\nThe same command goes on from the last checkpoint."
+        if code in REQUESTED:
+            # Its message ends in such a hint.
+            what, hint = f"process {number} was asked to stop", ""
         print(
-            f"{what.format(number)}, so process {jax.process_index()} ends too: "
-            f"{message}\nThe same command goes on from the last checkpoint.",
+            f"{what}, so process {jax.process_index()} ends too: {message}{hint}",
             file=sys.stderr,
         )
         if jax.process_index() == 0:

@@ -108,11 +108,6 @@ def check_alike(one, other, case):
     norms; statistics of a device's own share would be off by tenths.
     """
     assert gap(one, other, case, optimizers=True) < 1e-4
-    check_results(one, other, case)
-
-
-def check_results(one, other, case):
-    """What `check_alike` compares but for the optimisers."""
     assert gap(one, other, case) < 1e-5
     logged, expected = lines(other, case), lines(one, case)
     assert logged.keys() == expected.keys()
@@ -199,8 +194,9 @@ def _without_ends(folder, copy):
 )
 def test_an_error_in_one_process_ends_all(tmp_path, kind, code, told):
     output, seconds = rehearse((2, 1), tmp_path, "fail", kind, expected=code)
-    what = "was asked to stop" if kind == "asked" else "has failed"
-    expected = f"process 1 {what}, so process 0 ends too: {told}"
+    asked, failed = "process 1 was asked to stop", "error: process 1 has failed"
+    what = asked if kind == "asked" else failed
+    expected = f"[0] {what}, so process 0 ends too: {told}"
     assert expected in output
     assert seconds < 60
 

@@ -85,7 +85,10 @@ def run(asked_at, failing=(), steps=400):
                 ended[number] = step
                 return
 
-    threads = [threading.Thread(target=loop, args=(n,), daemon=True) for n in range(3)]
+    threads = [
+        threading.Thread(target=loop, args=(number,), daemon=True)
+        for number in range(count)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -32,8 +32,6 @@ class _Request:
 
     signal: int | None = None
     waits: bool = False
-    # In a pod, within `watched`.
-    agreement: StoppingTogether | None = None
 
 
 _request = _Request()
@@ -48,7 +46,7 @@ def watched() -> Iterator[None]:
     threads other than the main one change nothing.
     """
     _request.signal, _request.waits = None, False
-    _request.agreement = _agreement()
+    _agreement()  # listens from here on
     handled = {}
     if threading.current_thread() is threading.main_thread():
         handled = {
@@ -62,7 +60,7 @@ def watched() -> Iterator[None]:
         for number, before in handled.items():
             # None is a handler that was not set from Python.
             signal.signal(number, signal.SIG_DFL if before is None else before)
-        _request.signal = _request.agreement = None
+        _request.signal = None
 
 
 @functools.cache
@@ -114,9 +112,8 @@ def asked_to_stop() -> bool:
 
     Those of a pod agree: a request to one of them is one to all.
     """
-    if _request.agreement is None:
-        return _request.signal is not None
-    return _request.agreement.is_time()
+    agreement = _agreement()
+    return _request.signal is not None if agreement is None else agreement.is_time()
 
 
 def stop(saved: str = "") -> NoReturn:

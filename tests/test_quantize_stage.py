@@ -21,11 +21,12 @@ from kws_jax.data.conditions import CLEAN
 from kws_jax.errors import UserError
 from kws_jax.evaluation.testing import predict_split
 from kws_jax.frontends.registry import create_frontend
+from kws_jax.models.genotype import load_genotype
 from kws_jax.parts import load_setup
 from kws_jax.quantization.integers import to_integers
 from kws_jax.report.terminal import print_summary
 from kws_jax.report.workdir import read_run
-from kws_jax.stages import dispatch, quantize, train
+from kws_jax.stages import dispatch, networks, quantize, train
 
 STEPS = 6
 
@@ -195,9 +196,34 @@ def test_patterns_are_checked_before_training_where_the_network_is_known(tmp_pat
     config.stages[1].keep_float = ("heads/*",)
     with pytest.raises(UserError, match=r"no layer is named 'heads/\*'"):
         quantize.check(setup_of(config), 1, tmp_path)
-    found_later = quantized.add_quantization(autokws.get_config("cpu"), "w4a4")
-    found_later.stages[2].keep_float = ("heads/*",)
-    quantize.check(setup_of(found_later), 2, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "layer"),
+    [
+        (quantized.add_quantization(autokws.get_config("cpu"), "w4a4"), "layers_4/C7*"),
+        (end_to_end_nas.get_config("mfcc10,w4a4,cpu").unlock(), "blocks_1/*"),
+    ],
+    ids=["autokws", "mbconv"],
+)
+def test_layers_that_a_found_network_may_lack_can_be_kept(config, layer, tmp_path):
+    last = len(config.stages) - 1
+    config.stages[last].keep_float = (layer, "head/*")
+    quantize.check(setup_of(config), last, tmp_path)
+    # A found network that lacks it is quantised as one that has it.
+    setup = setup_of(config)
+    if "genotype" in config.network:
+        networks.keep_genotype(load_genotype("autokws-noisydarts"), tmp_path)
+    else:
+        found = ("E2K3", "SKIP", "E1K3", "E2K3", "SKIP", "E1K3")
+        networks.keep_layers(setup, found, tmp_path)
+    quantize.check(setup, last, tmp_path)
+    model = networks.create_network(setup, tmp_path)
+    sites = quantize._sites(setup, config.stages[last], model)
+    assert "head/linear" in sites.kept
+    config.stages[last].keep_float = ("heads/*",)
+    with pytest.raises(UserError, match=r"no layer is named 'heads/\*'"):
+        quantize.check(setup, last, tmp_path)
 
 
 @pytest.mark.parametrize("frontend", end_to_end_nas.FRONTENDS)

@@ -15,7 +15,13 @@ from kws_jax import scaling, together
 from kws_jax.errors import UserError
 from kws_jax.evaluation.frame_scores import FrameScorer, create_frame_scorer
 from kws_jax.models import counting, front_filter
-from kws_jax.models.genotype import Genotype, load_genotype, published
+from kws_jax.models.genotype import (
+    OPERATIONS,
+    SKIP,
+    Genotype,
+    load_genotype,
+    published,
+)
 from kws_jax.models.learned_frontend import WithFrontend, create_filters
 from kws_jax.models.mbconv import layers_to_json, load_layers
 from kws_jax.models.registry import create_model
@@ -118,15 +124,19 @@ def keep_genotype(genotype: Genotype, folder: Path) -> None:
 
 
 def stand_in(setup: Setup) -> nn.Module:
-    """In place of a network that is yet to be found, one of its space.
+    """In place of a network that is yet to be found, one with every layer of its space.
 
     Raises:
       UserError: as `create_network`.
     """
     settings = {k: v for k, v in setup.config.network.items() if k != "name"}
     if found_field(setup) == "genotype":
-        settings["genotype"] = next(iter(published().values()))
+        known = next(iter(published().values()))
+        blocks = tuple(name for name in OPERATIONS if name != SKIP)
+        layers = (blocks,) * len(known.layers)
+        settings["genotype"] = dataclasses.replace(known, layers=layers)
     else:
+        # A larger kernel or expansion is no other layer.
         settings["layers"] = ("E2K3",) * 6
     model = create_model(setup.config.network.name, len(setup.labels), **settings)
     return behind_front(setup, model)

@@ -51,8 +51,8 @@ _BITS_ROWS: dict[Kind, str] = {
 def check(parts: Parts, index: int, folder: Path) -> None:
     """Checks stage `index` before anything is trained.
 
-    Of a network that is yet to be found, one of its space is looked at; keep_float may
-    name layers that this one lacks.
+    Of a network that a search finds, one with every layer that it can have is looked
+    at.
 
     Raises:
       UserError: no stage of kind 'train' comes before it; a layer cannot be quantised;
@@ -64,10 +64,11 @@ def check(parts: Parts, index: int, folder: Path) -> None:
             f"config.stages[{index}] is of kind 'quantize': it goes on from a trained "
             "network, so put a stage of kind 'train' right before it."
         )
-    if not networks.finds_genotype(parts) or (folder / networks.GENOTYPE_FILE).exists():
-        _sites(parts, stages[index], networks.create_network(parts, folder))
+    if networks.finds_genotype(parts):
+        model = networks.stand_in(parts)
     else:
-        _sites(parts, stages[index], networks.stand_in(parts), may_lack=True)
+        model = networks.create_network(parts, folder)
+    _sites(parts, stages[index], model, may_lack=False)
 
 
 def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
@@ -210,8 +211,11 @@ def restore_quantized(
 
 
 def _sites(
-    setup: Setup, stage: ConfigDict, model: nn.Module, *, may_lack: bool = False
+    setup: Setup, stage: ConfigDict, model: nn.Module, *, may_lack: bool | None = None
 ) -> Sites:
+    """What is quantised; a network that was found may lack layers of its space."""
+    if may_lack is None:
+        may_lack = networks.finds_genotype(setup)
     features = networks.sample_features(setup)
     shapes = networks.variable_shapes(model, features)
     keep = stage.keep_float

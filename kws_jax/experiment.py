@@ -14,8 +14,10 @@ from kws_jax import config as configs
 from kws_jax import scaling, together
 from kws_jax.data import pipeline
 from kws_jax.data.conditions import CLEAN
+from kws_jax.deploy import artefacts
 from kws_jax.errors import UserError
 from kws_jax.evaluation import false_accepts, testing
+from kws_jax.evaluation.metrics import result
 from kws_jax.parts import TASK_FILE, Parts, build_parts
 from kws_jax.report.page import write_report
 from kws_jax.report.terminal import print_summary
@@ -26,6 +28,7 @@ from kws_jax.stages import (
     feeding,
     filters,
     networks,
+    validation,
 )
 from kws_jax.training import preemption
 from kws_jax.training.checkpoints import saving, write_arrays, write_json, write_text
@@ -107,10 +110,26 @@ def finish(
     rows = rows + final_test(parts, folder, folder)
     rows += detection.final_test(parts, folder, console)
     if together.is_first():
+        rows += _packed_rows(parts, folder, console)
         write_json(folder / "results.json", rows)
         with saving(folder / "report.html"):
             write_report(folder)
     return rows
+
+
+def _packed_rows(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]]:
+    """How large the artefact of a quantised network is."""
+    try:
+        size = artefacts.packed_bytes(parts, folder)
+    except UserError as error:
+        # A layer of the user's own perhaps; what was trained and tested stays.
+        console.print(f"Not packed: {error}")
+        return []
+    if size is None:
+        return []
+    stage = parts.config.stages[-1].name
+    clean = validation.CLEAN_NAME
+    return [result(stage, "train", clean, "packed_bytes", size, None, 1)]
 
 
 def _print_pipeline_speed(parts: Parts, console: Console) -> None:

@@ -186,6 +186,88 @@ def test_rows_of_other_clips_are_not_subtracted(tmp_path):
     assert cells(tables.overview(rows, rows[0]).splitlines()[3])[-1] == ("other test")
 
 
+def test_tests_with_other_unheard_words_have_other_unknown_clips(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", seed=0),
+        make_run(tmp_path / "b", seed=0, network="tc_resnet14"),
+        make_run(tmp_path / "c", seed=0, network="res15"),
+    ]
+    change(runs[1], unheard_words="")  # as versions before had it
+    change(runs[2], unheard_words="happy")
+    rows = read_rows(runs)
+    told = [cells(line)[-1] for line in tables.overview(rows, rows[0]).splitlines()]
+    assert told[3] == "+0.00 (+0.00 … +0.00)"
+    assert told[4] == "other test"
+
+
+def stages(run, *kinds, **last):
+    """Gives a run stages of these kinds, each of which took a minute and a half."""
+    config = json.loads((run / "config.json").read_text())
+    names = [*(f"stage{n}" for n in range(len(kinds) - 1)), "train"]
+    config["stages"] = [
+        {"name": name, "kind": kind} for name, kind in zip(names, kinds)
+    ]
+    config["stages"][-1] |= last
+    (run / "config.json").write_text(json.dumps(config))
+    rows = json.loads((run / "results.json").read_text())
+    (seconds,) = (row for row in rows if row["metric"] == "seconds")
+    rows += [seconds | {"stage": name} for name in names[:-1]]
+    (run / "results.json").write_text(json.dumps(rows))
+    return rows
+
+
+def test_time_of_searches_is_told_apart_from_that_of_training(tmp_path):
+    run = make_run(tmp_path / "a", seed=0)
+    stages(run, "proxyless_search", "proxyless_search", "train", "train", "train")
+    told = column(read_rows([run]))
+    assert (told["search, min"], told["train, min"]) == ("3.0", "4.5")
+
+
+def column(rows):
+    """Head -> what stands below it in the overview's first row."""
+    lines = tables.overview(rows, None).splitlines()
+    return dict(zip(cells(lines[0]), cells(lines[2]), strict=True))
+
+
+def test_few_bits_are_told_and_are_on_a_curve_of_their_own(tmp_path):
+    fixed = {"learned": False, "weights": 4, "activations": 3}
+    run = make_run(tmp_path / "a", seed=0)
+    assert "bytes, packed" not in column(read_rows([run]))
+    rows = stages(run, "train", "quantize", bits=fixed)
+    like = rows[0]
+    for metric, value, split in (
+        ("weight_bits", 4, "train"),
+        ("activation_bits", 2.75, "train"),
+        ("packed_bytes", 12345, "train"),
+        ("float_accuracy", 0.95, "test"),
+    ):
+        rows.append(like | {"metric": metric, "value": value, "split": split})
+    (run / "results.json").write_text(json.dumps(rows))
+    learned = make_run(tmp_path / "b", seed=0)
+    stages(learned, "train", "quantize", bits=fixed | {"learned": True})
+    told, others = read_rows([run, learned])
+    assert [told.name, others.name] == [
+        "tc_resnet8 ×1.5 w4a3",
+        "tc_resnet8 ×1.5 learned bits",
+    ]
+    assert [told.group, others.group] == ["tc_resnet8 w4a3", "tc_resnet8 learned bits"]
+    shown = column([told, others])
+    assert shown["bits of a weight, an activation"] == "4, 2.75"
+    assert shown["bytes, packed"] == "12,345"
+    assert shown["before, in float, %"] == "95.00"
+
+
+@pytest.mark.parametrize("coefficients", [10, 40])
+def test_searches_with_other_front_ends_have_other_names(tmp_path, coefficients):
+    run = make_run(tmp_path / "a", seed=0, network="mbconv")
+    config = json.loads((run / "config.json").read_text())
+    config["search"] = {"method": "proxyless"}
+    config["frontend"] = {"name": "mfcc", "num_coefficients": coefficients}
+    (run / "config.json").write_text(json.dumps(config))
+    (row,) = read_rows([run])
+    assert row.name == row.group == f"proxyless mfcc{coefficients}"
+
+
 def change(run, **data):
     """Changes fields of the data in the config of a workdir."""
     config = json.loads((run / "config.json").read_text())

@@ -14,6 +14,7 @@ from kws_jax.data.noise_folder import SEEN, UNSEEN
 from kws_jax.errors import UserError
 from kws_jax.evaluation import separation
 from kws_jax.frontends.registry import create_frontend
+from kws_jax.models.registry import create_model
 from kws_jax.report import embedding_plot
 from kws_jax.report.page import write_report
 from kws_jax.stages import embeddings, networks
@@ -47,14 +48,6 @@ def test_ratio_at_its_ends():
         separation.class_distance_ratio(points, [1, 1, 1, 1])
 
 
-class Means:
-    """In place of a network: the embedding is the mean over time."""
-
-    def apply(self, variables, features, *, train, method):
-        assert (train, method) == (False, "embed")
-        return variables * features.mean(1)
-
-
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
     """Parts, rows and arrays of test clips in the order of their split."""
@@ -62,7 +55,10 @@ def kept(tmp_path_factory):
     config.evaluation.update(snr_db=(20.0, -2.0, 5.0), embeddings=True)
     parts = dataclasses.replace(tiny_parts(config), noise={SEEN: bank(1)})
     parts = dataclasses.replace(parts, noise={SEEN: bank(1), UNSEEN: bank(2)})
-    network = networks.Network(Means(), np.float32(2), LABELS, None)
+    # Twice the mean over time.
+    network = networks.Network(
+        None, None, LABELS, None, lambda audio: 2 * parts.features(audio).mean(1)
+    )
     folder = tmp_path_factory.mktemp("kept")
     rows = embeddings.measure(parts, network, folder)
     assert embeddings.measure(parts, network, None) == rows
@@ -104,6 +100,17 @@ def test_only_a_field_or_a_stage_asks_for_embeddings():
     config.stages[0].kind = "train"
     config.evaluation.embeddings = True
     assert embeddings.asked_for(config)
+
+
+def test_networks_without_embeddings_are_refused_where_they_are_asked_for():
+    config = tiny_config()
+    config.network = {"name": "acoustic_dnn"}
+    acoustic = create_model("acoustic_dnn", len(LABELS))
+    embeddings.check(config, acoustic)
+    config.evaluation.embeddings = True
+    embeddings.check(config, create_model("tc_resnet8", len(LABELS)))
+    with pytest.raises(UserError, match="'acoustic_dnn' makes no embeddings: set"):
+        embeddings.check(config, acoustic)
 
 
 def test_directions_are_those_of_the_covariance():

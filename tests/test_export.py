@@ -164,6 +164,11 @@ def test_thresholds_of_detection_go_along(made, tmp_path):
     (tmp_path / "run" / detection.FILE).write_text(json.dumps(stored | {"rows": []}))
     loaded = inference.load_inference(parts, tmp_path / "run")
     assert loaded.describe("waveform")["detection"] == stored
+    # Those of a network's own scores of frames do not fit what an artefact answers.
+    kept = json.dumps(stored | {"scores": "frames"})
+    (tmp_path / "run" / detection.FILE).write_text(kept)
+    loaded = inference.load_inference(parts, tmp_path / "run")
+    assert loaded.describe("waveform")["detection"] is None
 
 
 def test_measures_are_those_of_their_names():

@@ -185,3 +185,12 @@ def test_given_layers_make_the_search_needless(tmp_path):
     parts.config.network.layers = "E1K3,SKIP,SKIP,E2K3,SKIP,E6K7"
     with pytest.raises(UserError, match=r"network\.layers=.* is not the network"):
         networks.keep_given_genotype(parts, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "method"),
+    [("mfcc10", "random"), ("mfcc10", "proxylss"), ("mfcc10,random", "proxyless")],
+)
+def test_a_method_that_the_stages_do_not_use_is_refused(words, method, tmp_path):
+    with pytest.raises(UserError, match=f"method = '{method}', but .* by '"):
+        dispatch.check(nas_parts(words, method=method), tmp_path)

@@ -18,6 +18,9 @@ from kws_jax import config as configs
 from kws_jax import experiment
 from kws_jax.data.audio_files import read_audio
 from kws_jax.data.conditions import CLEAN
+from kws_jax.deploy import packed_writer
+from kws_jax.deploy.formats import request_of
+from kws_jax.deploy.inference import load_inference
 from kws_jax.errors import UserError
 from kws_jax.evaluation.testing import predict_split
 from kws_jax.frontends.registry import create_frontend
@@ -119,10 +122,38 @@ def test_the_network_is_tested_in_float_too_and_both_are_told(finished):
     assert f"{100 * of['float_accuracy']:.1f} %" in told
     assert f"{of['weight_bits']:.3g} a weight" in told
     assert f"{of['weight_bytes']:,.0f} bytes" in told
+    in_float = 80 * (len(KEYWORDS) + 2)
+    assert of["weights_in_float"] == in_float
+    assert f"a weight (but for {in_float} weights in float)" in told
     page = (workdir / "report.html").read_text()
     assert "were before, in float." in page
     row = page[page.index(">float_accuracy<") :]
     assert f"{100 * of['float_accuracy']:.2f} %" in row[: row.index("</tr>")]
+
+
+def test_the_size_of_the_packed_file_is_that_of_the_file(finished, tmp_path):
+    workdir, rows, _, _ = finished
+    (size,) = (r["value"] for r in rows if r["metric"] == "packed_bytes")
+    path = tmp_path / "kws.kwsp"
+    inference = load_inference(load_setup(workdir), workdir)
+    packed_writer.write(inference, request_of("packed", "", ""), path)
+    assert path.stat().st_size == size
+    assert (
+        f"and the packed file <b>{size:,.0f} bytes</b>"
+        in (workdir / "report.html").read_text()
+    )
+
+
+def test_embeddings_are_those_of_the_quantised_network(finished):
+    workdir, _, _, state = finished
+    network = dispatch.finished_network(load_setup(workdir), workdir)
+    clips = np.random.default_rng(0).integers(-9000, 9000, (3, 16000), np.int16)
+    # The head is kept in float, so that it can be written down.
+    head = state.trees["weights"]["head"]["linear"]
+    logits = network.embeddings(clips) @ head["kernel"] + head.get("bias", 0.0)
+    np.testing.assert_allclose(
+        jax.nn.softmax(logits), network.probabilities(clips), atol=1e-6
+    )
 
 
 def test_running_statistics_follow_and_all_trees_are_trained(finished):

@@ -18,13 +18,19 @@ from kws_jax.workdirs import in_bucket, read_arrays
 # In what the runs of one row may differ.
 _OF_A_SEED = ("seed", "data.seed", "seeds_at_once")
 # Measures of the network that was trained, not of its test.
-_OF_TRAINING = ("parameters", "macs", "seconds")
+_OF_TRAINING = (
+    *("parameters", "macs", "seconds"),
+    *("weight_bits", "activation_bits", "packed_bytes"),
+)
+# Kinds of stages that look for a network, and train none that is tested.
+_SEARCHES = ("search", "proxyless_search", "random_search")
 # Before a word, in the metric of how much of it alone is taken for a keyword.
 _UNHEARD_WORD = "false_accept/unheard/"
 # What decides what is heard in a test: in each, and by words of its name.
 _OF_EACH_TEST = (
     *(f"data.{name}" for name in ("source", "protocol", "keywords", "silence")),
-    "data.task_seed",
+    # Clips of other words stand for the unknown ones then.
+    *("data.task_seed", "data.unheard_words"),
 )
 _OF_A_TEST = {
     "dB": ("evaluation.seed", "data.noise_hours"),
@@ -53,20 +59,17 @@ class Row:
 
     @property
     def group(self) -> str:
-        """What networks of one colour have in common: search, filter and front end.
+        """What networks of one colour have in common: search, filters, front end, bits.
 
         Networks whose layers the config names were found by no search of theirs.
         """
         config = self.runs[0].config
-        frontend = config.get("frontend") or {}
-        sizes = ("num_filters", "num_coefficients", "num_mel")
-        size = next((frontend[s] for s in sizes if s in frontend), "")
         name = config["network"]["name"]
         if config.get("search"):
             name = config["search"]["method"] if self.searched else "given"
         front = (config.get("front_filter") or {}).get("name", "none")
         name = name if front == "none" else f"{front} > {name}"
-        return f"{name} {frontend.get('name', '')}{size}".rstrip()
+        return _joined(name, _frontend_name(config), _bits_name(config))
 
     @property
     def searched(self) -> bool:
@@ -118,13 +121,19 @@ class Row:
             for kind, curve in self.runs[0].noise().items()
         }
 
-    def seconds(self, *, last: bool) -> list[float]:
-        """Training time of the last stage, or of all before it, in each run."""
+    def seconds(self, *, searching: bool) -> list[float]:
+        """Time of the stages that search, or of all others together, in each run."""
         totals = []
         for run in self.runs:
-            final = str(run.config["stages"][-1]["name"])
-            parts = [m.value for m in run.seconds() if (m.stage == final) == last]
-            totals.append(sum(parts))
+            searches = {
+                str(stage["name"])
+                for stage in run.config["stages"]
+                if stage["kind"] in _SEARCHES
+            }
+            told = run.seconds()
+            totals.append(
+                sum(m.value for m in told if (m.stage in searches) == searching)
+            )
         return totals
 
     def holds(self, folder: Path) -> bool:
@@ -178,7 +187,12 @@ def _test_of(run: Run, label: np.ndarray, conditions: Sequence[str]) -> str:
     words = {word for condition in conditions for word in condition.split()}
     names = {name for word in words for name in _OF_A_TEST.get(word, ())}
     for name in names.union(_OF_EACH_TEST):
-        test |= {n: v for n, v in fields.items() if f"{n}.".startswith(f"{name}.")}
+        # What earlier versions did not have is empty in later ones.
+        test |= {
+            n: v
+            for n, v in fields.items()
+            if f"{n}.".startswith(f"{name}.") and v not in ("", None)
+        }
     return json.dumps(test, sort_keys=True)
 
 
@@ -246,7 +260,7 @@ def _answers(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def _name(folder: Path) -> str:
     config = configs.load_workdir(folder)
-    name = _network_name(config)
+    name = _joined(_network_name(config), _bits_name(config))
     front = config.get("front_filter", {}).get("name", "none")
     return name if front == "none" else f"{front} > {name}"
 
@@ -258,7 +272,31 @@ def _network_name(config: ConfigDict) -> str:
         if given:
             return str(given)
         method = "random" if "random_search" in kinds else str(config.search.method)
-        filters = config.frontend.get("num_filters") if "frontend" in config else None
-        return f"{method} {config.frontend.name}{filters}" if filters else method
+        # Front ends are part of what is compared in that space alone.
+        mbconv = config.network.name == "mbconv"
+        return _joined(method, _frontend_name(config) if mbconv else "")
     width = config.network.get("width", 1.0)
     return f"{config.network.name} ×{width:g}"
+
+
+def _frontend_name(config: Mapping[str, Any]) -> str:
+    """Such as "sinc60"; "" where a workdir does not tell."""
+    frontend = config.get("frontend") or {}
+    sizes = ("num_filters", "num_coefficients", "num_mel")
+    size = next((frontend[s] for s in sizes if s in frontend), "")
+    return f"{frontend.get('name', '')}{size}"
+
+
+def _bits_name(config: Mapping[str, Any]) -> str:
+    """Such as "w4a4", of a network that was quantised in the end; else ""."""
+    last = config["stages"][-1]
+    if last["kind"] != "quantize":
+        return ""
+    bits = last["bits"]
+    if bits["learned"]:
+        return "learned bits"
+    return f"w{bits['weights']}a{bits['activations']}"
+
+
+def _joined(*words: str) -> str:
+    return " ".join(filter(None, words))

@@ -9,6 +9,7 @@ _HEADS = (
     "network",
     "seeds",
     "clean, % (sd)",
+    "before, in float, %",
     "seen noise, %",
     "unseen noise, %",
     "far clean, %",
@@ -20,6 +21,8 @@ _HEADS = (
     "rare ones, % (sd) [95 % over words]",
     "parameters",
     "MACs",
+    "bits of a weight, an activation",
+    "bytes, packed",
     "search, min",
     "train, min",
 )
@@ -122,6 +125,7 @@ def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
         row.name,
         str(len(row.runs)),
         _percent(row.values("accuracy"), spread=True),
+        _percent(row.values("float_accuracy")),
         in_noise("seen"),
         in_noise("unseen"),
         _percent(row.values("accuracy", "far clean")),
@@ -131,10 +135,12 @@ def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
         _percent(row.values("frr@10fa/h"), spread=True),
         _over_words(row, "false_accept/unheard"),
         _over_words(row, "false_accept/unheard_rare"),
-        f"{statistics.fmean(row.values('parameters')):,.0f}",
+        _count(row.values("parameters")),
         f"{statistics.fmean(row.values('macs')) / 1e6:.2f} M",
-        _minutes(row.seconds(last=False)),
-        _minutes(row.seconds(last=True)),
+        _bits(row.values("weight_bits"), row.values("activation_bits")),
+        _count(row.values("packed_bytes")),
+        _minutes(row.seconds(searching=True)),
+        _minutes(row.seconds(searching=False)),
     ]
 
 
@@ -145,6 +151,16 @@ def _percent(values: list[float], *, spread: bool = False) -> str:
     if spread and len(values) > 1:
         mean += f" ({100 * statistics.stdev(values):.2f})"
     return mean
+
+
+def _count(values: list[float]) -> str:
+    return f"{statistics.fmean(values):,.0f}" if values else _NOTHING
+
+
+def _bits(weights: list[float], activations: list[float]) -> str:
+    if not (weights and activations):
+        return _NOTHING
+    return ", ".join(f"{statistics.fmean(v):.3g}" for v in (weights, activations))
 
 
 def _over_words(row: Row, metric: str) -> str:

@@ -13,12 +13,12 @@ from rich.console import Console
 
 from kws_jax.data.conditions import CLEAN
 from kws_jax.data.corpus import Split
-from kws_jax.deploy import check
-from kws_jax.deploy.formats import FEATURES, Request, writer_of
+from kws_jax.deploy import check, packed_format, packed_writer
+from kws_jax.deploy.formats import FEATURES, Request, request_of, writer_of
 from kws_jax.deploy.inference import Inference, load_inference
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import as_float
-from kws_jax.parts import Parts
+from kws_jax.parts import Parts, Setup
 from kws_jax.training.checkpoints import saving, write_bytes, write_json
 from kws_jax.workdirs import in_bucket
 
@@ -77,6 +77,19 @@ def export(
     return told
 
 
+def packed_bytes(setup: Setup, folder: Path) -> int | None:
+    """Bytes of the packed file of a finished experiment; None of a float network.
+
+    Raises:
+      UserError: a stage that is not finished, or a network that cannot be packed.
+    """
+    inference = load_inference(setup, folder)
+    if inference.quantized is None:
+        return None
+    program = packed_writer.to_program(inference, request_of("packed", "", "").input)
+    return packed_format.sizes(program)["total"]
+
+
 @contextlib.contextmanager
 def _on_this_machine(path: Path) -> Iterator[Path]:
     """Where a file is made and read that is to lie at `path`, a bucket perhaps."""
@@ -100,7 +113,8 @@ def _print(told: dict[str, Any], path: Path, console: Console) -> None:
     if told["metadata"].get("detection") is None:
         console.print(
             "No thresholds for continuous audio are inside: run kws_jax.detect with "
-            "this workdir first, and export again, to have them there"
+            "this workdir and --detection.scores=windows first, and export again, to "
+            "have them there"
         )
 
 

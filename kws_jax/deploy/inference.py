@@ -22,7 +22,15 @@ from kws_jax.quantization.network import (
     run_folded,
 )
 from kws_jax.quantization.sites import find_sites
-from kws_jax.stages import detection, networks, quantize, runner, train, validation
+from kws_jax.stages import (
+    detection,
+    listeners,
+    networks,
+    quantize,
+    runner,
+    train,
+    validation,
+)
 from kws_jax.training.state import WEIGHTS
 
 PyTree = Any
@@ -45,7 +53,7 @@ class Inference:
       objective: what it was trained by, a name in `OBJECTIVES`; probabilities add up to
         1 for "cross_entropy" alone.
       detection: "threshold", "thresholds" (by keyword) and "rule" of `detection.json`;
-        None where detection was not measured.
+        None where it was not measured, or on the scores of frames.
     """
 
     name: str
@@ -168,4 +176,7 @@ def _detection(folder: Path) -> dict[str, Any] | None:
     if not (folder / detection.FILE).exists():
         return None
     kept = detection.load(folder)
+    # Thresholds of log-odds of frames mean nothing for the probabilities of a second.
+    if kept.get("scores", listeners.WINDOWS) != listeners.WINDOWS:
+        return None
     return {name: kept[name] for name in ("threshold", "thresholds", "rule")}

@@ -140,8 +140,10 @@ class QuantizedNetwork:
         trees: Mapping[str, PyTree],
         batch_stats: PyTree,
         features: Float[Array, "b t f"],
+        *,
+        method: str = "__call__",
     ) -> Float[Array, "b k"]:
-        """Logits, with running statistics."""
+        """Logits, or what another method gives, with running statistics."""
         return run_folded(
             self.model,
             self.sites,
@@ -150,6 +152,7 @@ class QuantizedNetwork:
             features,
             kernels=self.weights_of(trees, batch_stats),
             on_input=self._on_input(trees),
+            method=method,
         )
 
     def apply(
@@ -257,6 +260,7 @@ def run_folded(
     *,
     kernels: Mapping[str, jax.Array],
     on_input: Callable[[Site, jax.Array], jax.Array] = lambda site, x: x,
+    method: str = "__call__",
 ) -> Float[Array, "b k"]:
     """Logits of the network with other kernels and inputs of its layers.
 
@@ -268,6 +272,7 @@ def run_folded(
       features: what it hears.
       kernels: layer -> kernel, its batch norm in it.
       on_input: (layer, input) -> the input it gets.
+      method: of the network, whose outputs are given in the place of logits.
     """
     norms = norms_of(sites, params, batch_stats)
     flat = dict(traverse_util.flatten_dict(params))
@@ -280,8 +285,8 @@ def run_folded(
     if batch_stats:
         variables["batch_stats"] = batch_stats
     with layers.watch(_Folded(sites, norms, on_input)):
-        logits = model.apply(variables, features, train=False)
-    return cast(jax.Array, logits)
+        outputs = model.apply(variables, features, train=False, method=method)
+    return cast(jax.Array, outputs)
 
 
 class _Quantized(layers.Watcher):

@@ -9,6 +9,7 @@ from kws_jax.report.plots import key
 from kws_jax.report.workdir import CLEAN, Measure, Run
 
 _WEIGHTS, _ACTIVATIONS, _BYTES = "weight_bits", "activation_bits", "weight_bytes"
+_IN_FLOAT, _PACKED = "weights_in_float", "packed_bytes"
 _MOST = 8
 _ROW, _BAR = 30, 9
 _LETTER = 7  # pixels that a letter of a layer's name takes
@@ -24,8 +25,15 @@ def facts(run: Run) -> Iterator[tuple[str, str]]:
     means = _mean_bits(run)
     if means:
         weights, activations, size = means
-        yield "bits in the mean", f"{weights} a weight, {activations} an activation"
+        beside = _in_float(run)
+        yield (
+            "bits in the mean",
+            f"{weights} a weight{beside}, {activations} an activation",
+        )
         yield "kernels at their bits", f"{size} bytes"
+    packed = run.size(_PACKED)
+    if packed:
+        yield "packed file", f"{text.count(packed.value)} bytes"
 
 
 def bits_by_layer(run: Run) -> Markup | None:
@@ -108,13 +116,29 @@ def _means(run: Run) -> Markup | None:
         "p",
         "In the mean ",
         tag("b", f"{weights} bits"),
-        " for a weight and ",
+        f" for a weight{_in_float(run)} and ",
         tag("b", f"{activations} bits"),
         " for an activation; the kernels fill ",
         tag("b", f"{size} bytes"),
+        *_packed(run),
         ". ",
         *_before(run),
     )
+
+
+def _in_float(run: Run) -> str:
+    """The weights that the mean leaves out, in brackets; "" where there are none."""
+    kept = run.size(_IN_FLOAT)
+    if not kept or not kept.value:
+        return ""
+    return f" (but for {text.plural(kept.value, 'weight')} in float)"
+
+
+def _packed(run: Run) -> list[Markup | str]:
+    packed = run.size(_PACKED)
+    if not packed:
+        return []
+    return [", and the packed file ", tag("b", f"{text.count(packed.value)} bytes")]
 
 
 def _before(run: Run) -> list[Markup | str]:

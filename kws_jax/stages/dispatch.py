@@ -13,6 +13,7 @@ from kws_jax.stages import (
     data_parameters,
     draw,
     embed,
+    embeddings,
     filters,
     networks,
     proxyless,
@@ -44,6 +45,8 @@ _OPTIMIZERS = (
     "bits_optimizer",
 )
 _FINDS_GENOTYPE = ("search", "proxyless_search", "random_search")
+# Kinds of stages of one search method alone.
+_METHOD_OF = {"proxyless_search": "proxyless", "random_search": "random"}
 
 
 def check(parts: Parts, folder: Path) -> None:
@@ -56,6 +59,7 @@ def check(parts: Parts, folder: Path) -> None:
         )
     check_condition(Condition(snr_db=tuple(parts.config.evaluation.snr_db)))
     filters.check(parts)
+    _check_method(parts)
     for index, stage in enumerate(stages):
         if stage.kind == "proxyless_search" or draw.draws_layers(parts, stage):
             proxyless_space.check(parts)
@@ -81,12 +85,26 @@ def check(parts: Parts, folder: Path) -> None:
         parts.check_room()
     finds = any(stage.kind in _FINDS_GENOTYPE for stage in stages)
     if finds and networks.finds_genotype(parts):
-        networks.stand_in(parts)
+        model = networks.stand_in(parts)
     else:
-        networks.create_network(parts, folder)
+        model = networks.create_network(parts, folder)
+    embeddings.check(parts.config, model)
     for stage in stages:
         if stage.kind == "train":
             train.check(parts, stage)
+
+
+def _check_method(parts: Parts) -> None:
+    """Refuses a config.search.method that the stages do not use, but results name."""
+    kinds = {stage.kind for stage in parts.config.stages}
+    told = {kind: name for kind, name in _METHOD_OF.items() if kind in kinds}
+    for kind, name in told.items():
+        if parts.config.search.method != name:
+            raise UserError(
+                f"config.search.method = {parts.config.search.method!r}, but the "
+                f"stages of kind {kind!r} are by {name!r}: choose the method by the "
+                "word after the colon of --config, which chooses the stages too."
+            )
 
 
 def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import jax
+import flax.linen as nn
 import numpy as np
 from ml_collections import ConfigDict
 
 from kws_jax import together
 from kws_jax.data.noise_folder import UNSEEN
+from kws_jax.errors import UserError
 from kws_jax.evaluation import separation, testing
 from kws_jax.evaluation.metrics import result
 from kws_jax.parts import Parts
@@ -25,6 +26,15 @@ def asked_for(config: ConfigDict) -> bool:
     )
 
 
+def check(config: ConfigDict, model: nn.Module) -> None:
+    """Raises UserError where embeddings are asked for of a network without."""
+    if asked_for(config) and not networks.embeds(model):
+        raise UserError(
+            f"The network {config.network.name!r} makes no embeddings: set config."
+            "evaluation.embeddings to False, or choose another network."
+        )
+
+
 def measure(
     parts: Parts, network: networks.Network, folder: Path | None
 ) -> list[dict[str, Any]]:
@@ -35,16 +45,15 @@ def measure(
     [n]. The noise is the unseen kind, if there is one, at the SNR nearest to 0 dB.
     """
     split = parts.task.test
-
-    @jax.jit
-    def embed(variables: Any, audio: jax.Array) -> jax.Array:
-        return networks.embed(network.model, variables, parts.features(audio))
+    embed = network.embeddings
+    if embed is None:
+        raise TypeError("the network makes no embeddings; see `check`")
 
     arrays: dict[str, np.ndarray] = {}
     rows = []
     for name, (condition, bank) in _conditions(parts).items():
         embeddings, labels = testing.predict_split(
-            lambda batch: embed(network.variables, batch["audio"]),
+            lambda batch: embed(batch["audio"]),
             parts.eval_batches(split, condition, bank),
         )
         arrays["embedding" if name == "clean" else f"embedding {name}"] = embeddings

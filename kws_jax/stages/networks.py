@@ -183,6 +183,11 @@ def embed(model: nn.Module, variables: PyTree, features: jax.Array) -> jax.Array
     )
 
 
+def embeds(model: nn.Module) -> bool:
+    """Whether the network has embeddings before its last layer."""
+    return hasattr(model, "embed")
+
+
 def mesh_of_norms(setup: Setup) -> Mesh | None:
     """The devices of which each normalises its own rows; None where norms see all."""
     own = setup.config.batch_norm_of == scaling.DEVICE
@@ -300,6 +305,8 @@ class Network:
       variables: its parameters and batch statistics.
       labels: names of its k outputs.
       probabilities: int16 audio [b, 16000] -> probabilities [b, k], jitted.
+      embeddings: int16 audio [b, 16000] -> embeddings [b, d], jitted; None of a network
+        that makes none.
       stream: how it scores continuous audio itself, of a network that does.
     """
 
@@ -307,6 +314,7 @@ class Network:
     variables: PyTree
     labels: tuple[str, ...]
     probabilities: Callable[[Any], jax.Array]
+    embeddings: Callable[[Any], jax.Array] | None = None
     stream: FrameScorer | None = None
 
     def predict(self, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -330,10 +338,15 @@ def trained_network(
     def probabilities(variables: PyTree, audio: jax.Array) -> jax.Array:
         return probabilities_of(infer(model, variables, setup.features(audio)))
 
+    @jax.jit
+    def embeddings(variables: PyTree, audio: jax.Array) -> jax.Array:
+        return embed(model, variables, setup.features(audio))
+
     return Network(
         model,
         variables,
         setup.labels,
         lambda audio: probabilities(variables, audio),
+        (lambda audio: embeddings(variables, audio)) if embeds(model) else None,
         create_frame_scorer(model, variables, setup.frontend),
     )

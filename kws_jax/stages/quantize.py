@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -182,11 +182,20 @@ def restore(setup: Setup, index: int, folder: Path) -> networks.Network:
         logits = network.infer(trees, batch_stats, setup.features(audio))
         return probabilities_of(logits)
 
+    @jax.jit
+    def embeddings(trees: PyTree, batch_stats: PyTree, audio: jax.Array) -> Any:
+        features = setup.features(audio)
+        return network.infer(trees, batch_stats, features, method="embed")
+
+    def of_audio(function: Callable[..., Any]) -> Callable[[Any], jax.Array]:
+        return lambda audio: function(state.trees, state.batch_stats, audio)
+
     return networks.Network(
         network.model,
         variables_of(state),
         setup.labels,
-        lambda audio: probabilities(state.trees, state.batch_stats, audio),
+        of_audio(probabilities),
+        of_audio(embeddings) if networks.embeds(network.model) else None,
     )
 
 
@@ -298,8 +307,10 @@ def _bit_measures(
     network: QuantizedNetwork, trees: Mapping[str, PyTree]
 ) -> dict[str, Any]:
     """Bytes of the weights, and bits in the mean and by layer."""
+    in_float = _weights_in_float(network, trees)
     measures: dict[str, Any] = {
-        "weight_bytes": _weight_bytes(network, trees),
+        "weight_bytes": _weight_bytes(network, trees, in_float),
+        "weights_in_float": in_float,
         "norms_unfolded": len(network.sites.unfolded),
     }
     for kind, name in _BITS_ROWS.items():
@@ -309,9 +320,15 @@ def _bit_measures(
     return measures
 
 
-def _weight_bytes(network: QuantizedNetwork, trees: Mapping[str, PyTree]) -> float:
-    """Bytes of all kernels at their bits; those kept in float have 32."""
+def _weights_in_float(network: QuantizedNetwork, trees: Mapping[str, PyTree]) -> int:
+    """Values of the kernels that are kept in float, which no mean of bits holds."""
     kernels = [leaf for leaf in jax.tree.leaves(trees[WEIGHTS]) if leaf.ndim > 1]
+    return count_parameters(kernels) - sum(network.sites.weight_counts.values())
+
+
+def _weight_bytes(
+    network: QuantizedNetwork, trees: Mapping[str, PyTree], in_float: int
+) -> float:
+    """Bytes of all kernels at their bits; those kept in float have 32."""
     counts, bits = network.sites.weight_counts, network.bits_of(trees, "weights")
-    kept = count_parameters(kernels) - sum(counts.values())
-    return float(4 * kept + sum(counts[n] * bits[n] for n in counts) / 8)
+    return float(4 * in_float + sum(counts[n] * bits[n] for n in counts) / 8)

@@ -8,6 +8,7 @@ ICASSP 2021, arXiv 2009.03658.
 Words after a colon, separated by commas, choose
 
     noisydarts (default), darts, fairdarts, random    the search method
+    float (default), w8a8 … w1a1, learned_bits        how it is quantised in the end
     paper (default), cpu, demo                        the size
 
 `paper` searches and trains on TFDS Speech Commands. The paper gives neither its search
@@ -23,7 +24,7 @@ README.md.
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, quantized
 
 METHODS = ("noisydarts", "darts", "fairdarts", "random")
 SIZES = ("paper", "cpu", "demo")
@@ -31,7 +32,8 @@ SIZES = ("paper", "cpu", "demo")
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """The experiment for the words after the colon."""
-    chosen = common.parse(argument, {"method": METHODS, "size": SIZES})
+    groups = {"method": METHODS, "bits": quantized.FLOAT_OR_BITS, "size": SIZES}
+    chosen = common.parse(argument, groups)
     method, size = chosen["method"], chosen["size"]
     config = common.base("autokws")
     config.network = ConfigDict(
@@ -56,6 +58,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
         common.shorten(config, train, demo=size == "demo")
         if method != "random":
             _shorten_search(first, demo=size == "demo")
+    if chosen["bits"] != quantized.FLOAT:
+        config = quantized.add_quantization(config, chosen["bits"])
     return config.lock()
 
 

@@ -13,6 +13,8 @@ Words after a colon, separated by commas, choose
     dynamic_conv     dynamic convolution (Chen et al. 2020)
     light_conv       lightweight convolution (Wu et al. 2019)
     tenet12 (default), tenet6, res15, …     the network, as in configs/network.py
+    float (default), w8a8 … w1a1, learned_bits    how the network is quantised in the
+                                            end; its filter stays in float
     paper (default), cpu, demo              the size
 
 `paper` has the paper's recipe: batches of 100, 30,000 steps of Adam at 0.001, divided
@@ -35,7 +37,7 @@ this project measures, and on which data, stands in README.md.
 
 from ml_collections import ConfigDict
 
-from configs import common, network
+from configs import common, network, quantized
 
 # word -> the front filter (kws_jax/models/front_filter.py)
 FILTERS: dict[str, dict] = {
@@ -71,7 +73,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """The experiment for the words after the colon."""
     chosen = common.parse(
         argument,
-        {"filter": tuple(FILTERS), "network": tuple(network.NETWORKS), "size": SIZES},
+        {
+            "filter": tuple(FILTERS),
+            "network": tuple(network.NETWORKS),
+            "bits": quantized.FLOAT_OR_BITS,
+            "size": SIZES,
+        },
     )
     config = network.get_config(chosen["network"]).unlock()
     config.name = f"{chosen['network']} behind {chosen['filter']}"
@@ -82,4 +89,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train.optimizer.update(name="adam", learning_rate=0.001, weight_decay=4e-5)
     if chosen["size"] != "paper":
         common.shorten(config, train, demo=chosen["size"] == "demo")
+    if chosen["bits"] != quantized.FLOAT:
+        config = quantized.add_quantization(config, chosen["bits"])
     return config.lock()

@@ -43,6 +43,9 @@ _OF_FLOAT_TRAINING = (
     "data_parameters",
 )
 BITS = (*(f"w{w}a{a}" for w in _WIDTHS for a in _WIDTHS), LEARNED)
+# Bits as other configs offer them: in float unless it is asked for.
+FLOAT = "float"
+FLOAT_OR_BITS = (FLOAT, *BITS)
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -61,7 +64,15 @@ def get_config(argument: str | None = None) -> ConfigDict:
 def add_quantization(config: ConfigDict, bits: str) -> ConfigDict:
     """The experiment with a stage behind its last, which trains; `bits` of BITS."""
     config = config.copy_and_resolve_references().unlock()
-    config.stages = (*config.stages, quantize_stage(config.stages[-1], bits))
+    stage = quantize_stage(config.stages[-1], bits)
+    # What stands before the network stays in float: filters whose taps depend on the
+    # clip, and those that are learned tap by tap.
+    if config.front_filter.name != "none":
+        stage.keep_float += ("front_filter/*",)
+    if config.frontend.name == "conv1d":
+        # As SincConv, whose filters are made of two edges each, does.
+        stage.keep_float += ("frontend/kernel",)
+    config.stages = (*config.stages, stage)
     return config
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from test_end_to_end import KEYWORDS, write_words
 from test_stages import setup_of
 
-from configs import autokws, end_to_end_nas, quantized, tc_resnet
+from configs import autokws, dynamic_filter, end_to_end_nas, quantized, tc_resnet
 from kws_jax import config as configs
 from kws_jax import experiment
 from kws_jax.data.audio_files import read_audio
@@ -232,7 +232,7 @@ def test_patterns_are_checked_before_training_where_the_network_is_known(tmp_pat
 @pytest.mark.parametrize(
     ("config", "layer"),
     [
-        (quantized.add_quantization(autokws.get_config("cpu"), "w4a4"), "layers_4/C7*"),
+        (autokws.get_config("w4a4,cpu").unlock(), "layers_4/C7*"),
         (end_to_end_nas.get_config("mfcc10,w4a4,cpu").unlock(), "blocks_1/*"),
     ],
     ids=["autokws", "mbconv"],
@@ -255,6 +255,21 @@ def test_layers_that_a_found_network_may_lack_can_be_kept(config, layer, tmp_pat
     config.stages[last].keep_float = ("heads/*",)
     with pytest.raises(UserError, match=r"no layer is named 'heads/\*'"):
         quantize.check(setup, last, tmp_path)
+
+
+@pytest.mark.parametrize("word", [w for w in dynamic_filter.FILTERS if w != "tenet"])
+def test_a_network_behind_a_filter_is_quantised_and_its_filter_is_not(word, tmp_path):
+    config = dynamic_filter.get_config(f"{word},tenet6,w2a3,cpu").unlock()
+    setup = setup_of(config)
+    quantize.check(setup, 1, tmp_path)
+    model = networks.create_network(setup, tmp_path)
+    sites = quantize._sites(setup, config.stages[1], model)
+    assert all(name.startswith("front_filter/") for name in sites.kept)
+    assert sites.kept
+    assert "network/head/linear" in sites.layers
+    config.stages[1].keep_float = ()
+    with pytest.raises(UserError, match="Cannot quantise front_filter/"):
+        quantize.check(setup, 1, tmp_path)
 
 
 @pytest.mark.parametrize("frontend", end_to_end_nas.FRONTENDS)

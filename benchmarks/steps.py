@@ -1,7 +1,7 @@
 """The project's own programs as calls to time, and what they have to do at least."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,19 +14,23 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from benchmarks.results import Work
-from configs import autokws, common
+from configs import autokws, common, end_to_end_nas
 from kws_jax.frontends.registry import Frontend, create_frontend
 from kws_jax.models.counting import count_macs
 from kws_jax.models.searched import MixedLayer
 from kws_jax.objectives.data_parameters import JOINT
 from kws_jax.parts import Setup
 from kws_jax.search.bilevel import make_search_step
+from kws_jax.search.mbconv_space import Cost, MBConvSpace
 from kws_jax.search.methods import create_method
+from kws_jax.search.path_net import PathNet
+from kws_jax.search.proxyless import Objective, make_path_step
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
 from kws_jax.stages import networks, stacked_seeds
 from kws_jax.stages.data_parameters import StageTable
 from kws_jax.stages.learner import classification_loss
+from kws_jax.stages.proxyless import path_loss
 from kws_jax.stages.search import search_loss
 from kws_jax.training import sharding
 from kws_jax.training.optimizers import create_optimizer
@@ -218,6 +222,40 @@ def search_step(
     return step, (state, *batches, jax.random.key(0)), infer
 
 
+def path(
+    space: MBConvSpace, layers: Sequence[str], features: np.ndarray, labels: int
+) -> Call:
+    """A weight step of ProxylessNAS along these layers, as a call."""
+    step, arguments = path_step(space, layers, features, labels)
+    return _stepper(step, *arguments)
+
+
+def path_step(
+    space: MBConvSpace, layers: Sequence[str], features: np.ndarray, labels: int
+) -> tuple[Callable[..., Any], Any]:
+    """A weight step that has no other path, and its (state, batch, key)."""
+    stage = end_to_end_nas.get_config().stages[0]
+    stage.optimizer.update(schedule="constant", learning_rate=LEARNING_RATE)
+    transformations = {WEIGHTS: create_optimizer(stage.optimizer, 1)[0]}
+    supernet = PathNet(labels, space)
+    places = [names.index(own) for names, own in zip(space.candidates, layers)]
+    architecture = tuple(
+        jnp.where(jnp.arange(len(names)) == place, 0.0, -1e4)
+        for names, place in zip(space.candidates, places)
+    )
+    variables = _variables(supernet, features, np.array(places, np.int32))
+    params, batch_stats = networks.split_variables(variables)
+    trees = {WEIGHTS: params, ARCHITECTURE: architecture}
+    state = create_train_state(trees, batch_stats, transformations)
+    loss = path_loss(_GIVEN_FEATURES, stage, supernet, label_smoothing=0.0)
+    # Of the architecture, which rests.
+    ones = [np.ones(len(names)) for names in space.candidates]
+    costs = tuple(Cost(one, one) for one in ones)
+    objective = Objective(costs, 0, reference_macs=2.0, beta=1.0)
+    step = make_path_step(loss, loss, transformations, space, objective, every=0)
+    return step, (state, _batch(features, labels), jax.random.key(0))
+
+
 def features_of(name: str, audio: np.ndarray) -> tuple[Call, Work]:
     """The front end `name` on int16 audio [b, s]: the call and its work.
 
@@ -231,7 +269,10 @@ def features_of(name: str, audio: np.ndarray) -> tuple[Call, Work]:
 
 
 # Stands for the parts of an experiment: "audio" of a batch holds features already.
-_GIVEN_FEATURES: Any = SimpleNamespace(features=lambda features: features)
+_GIVEN_FEATURES: Any = SimpleNamespace(
+    features=lambda features: features,
+    config=SimpleNamespace(compute_dtype="float32", batch_norm_of="global"),
+)
 
 
 def _table(stage: ConfigDict, num_labels: int, clips: int) -> StageTable:

@@ -82,6 +82,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         # the same recipe, shorter; masks would have to lie behind learned filters
         train.update(label_smoothing=smoothing, spec_augment=common.spec_augment())
         train.optimizer = optimizer
+    first: tuple[ConfigDict, ...]
     if chosen["method"] == "random":
         first = (ConfigDict({"name": "draw", "kind": "random_search"}),)
     else:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from network_values import QUICK
 from rich.console import Console
 
 from benchmarks import (
@@ -20,6 +21,7 @@ from benchmarks import (
     limits,
     machine,
     options,
+    paths,
     pipeline,
     pod_steps,
     pods,
@@ -193,6 +195,43 @@ def test_a_search_step_is_measured_beside_the_plain_supernet_and_the_twin():
     names = ["JAX", "JAX separate", *FRAMEWORKS[1:]]
     assert [row.framework for row in session.rows] == names
     assert len({row.floor_s for row in session.rows}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_core")
+def test_a_path_is_measured_beside_its_network_alone():
+    session = small_session()
+    paths.measure(session, ["E1K3"])
+    told = ["JAX", "JAX, a path", "JAX, a nested path"]
+    assert [row.framework for row in session.rows] == told
+    assert all(row.median_s > 0 for row in session.rows)
+
+
+@pytest.mark.parametrize("nested", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_measured_step_goes_along_its_path_alone(nested):
+    space = paths.space_for(small=True, nested=nested)
+    layers = ("E2K3", "E1K3", "SKIP", "E1K3", "E2K3", "SKIP")
+    features = np.float32(np.random.default_rng(0).normal(size=(4, 20, 8)))
+    step, (state, *arguments) = steps.path_step(space, layers, features, 5)
+    run = jax.jit(step, compiler_options=QUICK)
+    after, measures = run(state, *arguments)
+    assert np.isfinite(measures["loss"])
+    before = state.trees["weights"]
+    for number, operation in enumerate(layers):
+        moved = jax.tree.map(
+            lambda a, b: not np.array_equal(a, b),
+            before[f"layers_{number}"],
+            after.trees["weights"][f"layers_{number}"],
+        )
+        assert any(jax.tree.leaves(moved)) == (operation != "SKIP"), number
+
+
+def test_paths_are_of_the_named_operation():
+    space = paths.space_for(small=False, nested=False)
+    assert paths.layers_of("E3K5", space) == ("E3K5",) * 6
+    drawn = paths.layers_of("random", space)
+    assert len(set(drawn)) > 1
+    assert all(o in names for o, names in zip(drawn, space.candidates))
 
 
 @pytest.mark.usefixtures("one_core")

@@ -66,7 +66,7 @@ while (($#)); do
 done
 [[ -n $name ]] || fail "give the slice a NAME; see --help."
 [[ -n $zone ]] || fail "give --zone=ZONE, for example --zone=us-west4-a."
-(($#)) || fail "give the arguments of kws_jax.main behind --, for example -- --config=configs/autokws.py"
+(($#)) || fail "give the arguments of kws_jax.main behind --, for example -- --config=configs/autokws.py '--config.stages[1].batch_size=128'"
 for argument in "$@"; do
   [[ $argument != --workdir* ]] || fail "the workdir is chosen here: leave $argument out."
 done

@@ -68,9 +68,9 @@ def create_model(name: str, num_labels: int, **settings: Any) -> nn.Module:
     """The model `name` for `num_labels` classes.
 
     Called as `model.apply(variables, features, train=…)` with features [b, t, f] it
-    gives logits [b, k]; its method `embed` gives embeddings [b, d]. The setting
-    `genotype` is a Genotype, the name of a published one or the path of a saved one;
-    `layers` are operations or, likewise, a path.
+    gives logits [b, k]; its method `embed`, if any, gives embeddings [b, d]. The
+    setting `genotype` is a Genotype, the name of a published one or the path of a saved
+    one; `layers` are operations or, likewise, a path.
 
     Raises:
       UserError: unknown name or setting, or a setting that is missing or does not fit.

@@ -15,6 +15,7 @@ from kws_jax.stages import (
     embed,
     embeddings,
     filters,
+    network_parts,
     networks,
     proxyless,
     proxyless_space,
@@ -88,6 +89,7 @@ def check(parts: Parts, folder: Path) -> None:
         model = networks.stand_in(parts)
     else:
         model = networks.create_network(parts, folder)
+    network_parts.check(parts, model)
     embeddings.check(parts.config, model)
     for stage in stages:
         if stage.kind == "train":

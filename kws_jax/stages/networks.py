@@ -184,8 +184,14 @@ def embed(model: nn.Module, variables: PyTree, features: jax.Array) -> jax.Array
 
 
 def embeds(model: nn.Module) -> bool:
-    """Whether the network has embeddings before its last layer."""
-    return hasattr(model, "embed")
+    """Whether the network has embeddings before its last layer.
+
+    What stands before it hands embeddings on, whether or not it has any.
+    """
+    inner = model.encoder if isinstance(model, WithFrontend) else model
+    if isinstance(inner, front_filter.FilteredNetwork):
+        inner = inner.network
+    return hasattr(inner, "embed")
 
 
 def mesh_of_norms(setup: Setup) -> Mesh | None:

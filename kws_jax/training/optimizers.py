@@ -151,16 +151,22 @@ def for_part(
     if part == "all":
         return transformation
 
-    def label(path: tuple[Any, ...], leaf: Any) -> str:
+    frozen = {"head": optax.set_to_zero(), "encoder": optax.set_to_zero()}
+    return optax.partition({**frozen, part: transformation}, _parts_of)
+
+
+def has_head(params: Mapping[str, Any]) -> bool:
+    """Whether there is something in a network's parameters for the part "head"."""
+    return "head" in jax.tree.leaves(_parts_of(params))
+
+
+def _parts_of(params: Mapping[str, Any]) -> Any:
+    def part_of(path: tuple[Any, ...], leaf: Any) -> str:
         names = (getattr(step, "key", None) for step in path)
         inner = itertools.dropwhile(lambda name: name in _INNER_NETWORKS, names)
         return "head" if next(inner, None) == "head" else "encoder"
 
-    def labels(params: Mapping[str, Any]) -> Any:
-        return jax.tree_util.tree_map_with_path(label, params)
-
-    frozen = {"head": optax.set_to_zero(), "encoder": optax.set_to_zero()}
-    return optax.partition({**frozen, part: transformation}, labels)
+    return jax.tree_util.tree_map_with_path(part_of, params)
 
 
 def _is_kernel(tree: Any) -> Any:

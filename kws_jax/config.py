@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kws_jax import config_fields, recipes, scaling
+from kws_jax import config_fields, recipes, scaling, stage_fields
 from kws_jax.errors import UserError, nearest
 from kws_jax.workdirs import read_json
 
@@ -128,6 +128,7 @@ def check(config: ConfigDict) -> None:
         )
     if not config.stages:
         raise UserError("config.stages is empty: give at least one stage.")
+    stage_fields.check(config.stages, STAGE_KINDS)
     names = [stage.name for stage in config.stages]
     if len(set(names)) < len(names):
         raise UserError(f"config.stages: the names {names} must differ.")
@@ -186,19 +187,14 @@ def _check_seeds(config: ConfigDict) -> None:
 
 
 def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:
-    if stage.kind not in STAGE_KINDS:
-        raise UserError(
-            f"{where}.kind = {stage.kind!r} is unknown; "
-            f"{nearest(stage.kind, STAGE_KINDS)}"
-        )
-    if stage.kind == "random_search":
+    if stage.kind in stage_fields.WITHOUT_STEPS:
         return
     if (stage.steps > 0) == (stage.epochs > 0):
         raise UserError(
             f"{where} has epochs = {stage.epochs:g} and steps = {stage.steps}: set one "
             "of them above 0 and the other to 0."
         )
-    size = "tuples_per_batch" if stage.kind == "embed" else "batch_size"
+    size = stage_fields.size_of_batch(stage.kind)
     if stage[size] < 1:
         raise UserError(f"{where}.{size} = {stage[size]}: give at least 1.")
     if stage.eval_every_epochs <= 0:

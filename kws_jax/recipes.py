@@ -13,15 +13,6 @@ STOP_RULES = ("length", "criterion")
 VALIDATIONS = ("clean", "condition")
 OPTIMIZER_STARTS = ("restart", "continue")
 TRAINED_PARTS = ("all", "head")
-_FIELDS = (
-    "objective",
-    "validation",
-    "optimizer_start",
-    "stop",
-    "mixup",
-    "trained_part",
-    "data_parameters",
-)
 # Schedules that are stretched over the stage, so that its length is part of them.
 _STRETCHED = ("cosine", "rising_cosine", "step")
 
@@ -37,12 +28,6 @@ def check(stages: Sequence[ConfigDict]) -> None:
         if stage.kind != "train":
             continue
         where = f"config.stages[{index}]"
-        missing = [name for name in _FIELDS if name not in stage]
-        if missing:
-            raise UserError(
-                f"{where} is of kind 'train' but has no {', '.join(missing)}: take the "
-                "stage from configs/common.py:train_stage()."
-            )
         for field, known in {
             "objective": OBJECTIVES,
             "validation": VALIDATIONS,

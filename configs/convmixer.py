@@ -48,14 +48,12 @@ project measures, and on which data, stands in README.md.
 from ml_collections import ConfigDict
 
 from configs import common
-from configs.network import NETWORKS as OTHERS
+from configs.network import CLASSIFIERS, TC_RESNETS, choose_classifier
 
-_TC_RESNET = {"width": 1.0, "dropout": 0.5, "batch_norm_momentum": 0.997}
 NETWORKS: dict[str, dict] = {
-    "conv_mixer": OTHERS["conv_mixer"],
-    "tc_resnet8": _TC_RESNET,
-    "tc_resnet14": _TC_RESNET,
-    **{name: settings for name, settings in OTHERS.items() if name != "conv_mixer"},
+    "conv_mixer": CLASSIFIERS["conv_mixer"],
+    **TC_RESNETS,
+    **CLASSIFIERS,
 }
 PLANS = ("curriculum", "multicondition", "clean")
 SIZES = ("paper", "cpu", "demo")
@@ -89,9 +87,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     )
     name, size = chosen["network"], chosen["size"]
     config = common.base("convmixer")
-    config.network = ConfigDict({"name": name, **NETWORKS[name]})
-    if name == "conv_mixer":
-        config.frontend = common.log_mel()
+    choose_classifier(config, name, NETWORKS[name])
     if size != "paper":
         # Few steps: the running statistics must follow sooner.
         config.network.batch_norm_momentum = min(

@@ -43,11 +43,9 @@ from ml_collections import ConfigDict
 from configs import common, network
 
 MODES = ("joint", "class", "instance", "none")
-_TC_RESNET = {"width": 1.0, "dropout": 0.5, "batch_norm_momentum": 0.997}
 # network -> its settings (kws_jax/models/registry.py)
 NETWORKS: dict[str, dict] = {
-    "tc_resnet8": _TC_RESNET,
-    "tc_resnet14": _TC_RESNET,
+    **network.TC_RESNETS,
     **network.NETWORKS,
 }
 SIZES = ("paper", "cpu", "demo")

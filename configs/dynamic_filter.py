@@ -38,6 +38,7 @@ this project measures, and on which data, stands in README.md.
 from ml_collections import ConfigDict
 
 from configs import common, network, quantized
+from kws_jax.errors import UserError
 
 # word -> the front filter (kws_jax/models/front_filter.py)
 FILTERS: dict[str, dict] = {
@@ -80,6 +81,14 @@ def get_config(argument: str | None = None) -> ConfigDict:
             "size": SIZES,
         },
     )
+    plain = chosen["filter"] == "tenet" and chosen["bits"] == quantized.FLOAT
+    if chosen["network"] not in network.CLASSIFIERS and not plain:
+        raise UserError(
+            f"The network {chosen['network']!r} takes MFCCs as they are and trains in "
+            f"float, not with {chosen['filter']!r} and {chosen['bits']!r}: say "
+            f"'tenet', which is no filter, and {quantized.FLOAT!r}, or choose another "
+            f"network: {', '.join(network.CLASSIFIERS)}."
+        )
     config = network.get_config(chosen["network"]).unlock()
     config.name = f"{chosen['network']} behind {chosen['filter']}"
     if chosen["filter"] == "tenet":

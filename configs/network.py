@@ -54,6 +54,11 @@ NETWORKS: dict[str, dict] = {
         "batch_norm_momentum": 0.9,
     },
 }
+# Those that answer for a clip as a whole, which other losses, front ends, filters and
+# quantised training ask for: acoustic_dnn learns states frame by frame.
+CLASSIFIERS = {name: NETWORKS[name] for name in NETWORKS if name != "acoustic_dnn"}
+TC_RESNET = {"width": 1.0, "dropout": 0.5, "batch_norm_momentum": 0.997}
+TC_RESNETS = {"tc_resnet8": TC_RESNET, "tc_resnet14": TC_RESNET}
 SIZES = ("paper", "cpu", "demo")
 
 
@@ -71,11 +76,16 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
 def choose(config: ConfigDict, train: ConfigDict, name: str, settings: dict) -> None:
     """Sets the network, and what it needs of the front end and of its training."""
-    config.network = ConfigDict({"name": name, **settings})
-    if name == "conv_mixer":
-        config.frontend = common.log_mel()
+    choose_classifier(config, name, settings)
     if name == "acoustic_dnn":
         config.frontend = common.acoustic_mfcc()
         train.alignment = common.alignment()
         # Its layers have no batch norm between them, which 0.1 is made for.
         train.optimizer.learning_rate = 0.02
+
+
+def choose_classifier(config: ConfigDict, name: str, settings: dict) -> None:
+    """Sets one of CLASSIFIERS or TC_RESNETS, and its front end."""
+    config.network = ConfigDict({"name": name, **settings})
+    if name == "conv_mixer":
+        config.frontend = common.log_mel()

@@ -25,16 +25,14 @@ project measures, and on which data, stands in README.md.
 from ml_collections import ConfigDict
 
 from configs import common
-from configs.network import NETWORKS as OTHERS
+from configs.network import CLASSIFIERS, TC_RESNETS, choose_classifier
 
-_TC_RESNET = {"width": 1.0, "dropout": 0.5, "batch_norm_momentum": 0.997}
 # network -> its settings; '' is res15, or tc_resnet8 in the smaller sizes
-NETWORKS = {
+NETWORKS: dict[str, dict] = {
     "": {},
-    "res15": OTHERS["res15"],
-    "tc_resnet8": _TC_RESNET,
-    "tc_resnet14": _TC_RESNET,
-    **OTHERS,
+    "res15": CLASSIFIERS["res15"],
+    **TC_RESNETS,
+    **CLASSIFIERS,
 }
 LOSSES = ("cn2", "npair", "triplet", "cross_entropy")
 SIZES = ("paper", "cpu", "demo")
@@ -52,9 +50,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     loss, size = chosen["loss"], chosen["size"]
     network = chosen["network"] or ("res15" if size == "paper" else "tc_resnet8")
     config = common.base("pair_loss")
-    config.network = ConfigDict({"name": network, **NETWORKS[network]})
-    if network == "conv_mixer":
-        config.frontend = common.log_mel()
+    choose_classifier(config, network, NETWORKS[network])
     config.evaluation.snr_db = (20.0, 15.0, 10.0, 5.0, 0.0, -5.0, -10.0)
     config.evaluation.embeddings = True
     train = common.train_stage()

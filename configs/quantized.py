@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 from configs import common, network, tc_resnet
 
 _TC_RESNETS = {"tc_resnet8": "8", "tc_resnet14": "14"}
-NETWORKS = (*_TC_RESNETS, *network.NETWORKS)
+NETWORKS = (*_TC_RESNETS, *network.CLASSIFIERS)
 SIZES = ("paper", "cpu", "demo")
 LEARNED = "learned_bits"
 _WIDTHS = range(8, 0, -1)

@@ -131,6 +131,26 @@ def test_wrong_words_after_the_colon_are_told(words, message):
         load(f"autokws:{words}")
 
 
+@pytest.mark.parametrize(
+    ("experiment", "message"),
+    [
+        ("convmixer:acoustic_dnn", "Unknown config argument 'acoustic_dnn'"),
+        ("pair_loss:acoustic_dnn", "Unknown config argument 'acoustic_dnn'"),
+        ("quantized:acoustic_dnn", "Unknown config argument 'acoustic_dnn'"),
+        ("dynamic_filter:acoustic_dnn", "not with 'din' and 'float': say 'tenet'"),
+        ("dynamic_filter:acoustic_dnn,light_conv", "not with 'light_conv' and 'float'"),
+        ("dynamic_filter:acoustic_dnn,tenet,w8a8", "not with 'tenet' and 'w8a8'"),
+    ],
+)
+def test_the_acoustic_model_is_not_offered_where_it_cannot_run(experiment, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load(experiment)
+
+
+def test_the_acoustic_model_may_be_named_without_a_filter():
+    assert load("dynamic_filter:acoustic_dnn,tenet").front_filter.name == "none"
+
+
 def test_a_word_may_be_given_twice_and_in_any_order():
     assert load("autokws:cpu,darts,cpu") == load("autokws:darts,cpu")
 

@@ -79,6 +79,8 @@ def _search(method: str) -> ConfigDict:
             "width": 1.5,
             "shortcut": "1x1",  # of reduction blocks: '1x1' or 'jx1'
             "se_reduction": 4,
+            # What its layers choose from, C3, C3SE, C5 … C9SE and SKIP; () is all.
+            "operations": (),
         }
     )
 

@@ -37,6 +37,7 @@ _MAY_DIFFER = re.compile(
 _BEFORE_FIELDS = {
     "batch_norm_of": scaling.GLOBAL,
     "search.nested": False,
+    "search.operations": [],
     "seeds": 1,
 }
 

@@ -103,7 +103,7 @@ TEXTS = {
     *("protocol", "rooms", "rule", "schedule", "shortcut", "silence", "source"),
     *("trained_part", "unheard_words", "validation", "window_function", "words"),
 }
-SEVERAL_TEXTS = {"keep_float"}
+SEVERAL_TEXTS = {"keep_float", "operations"}
 # What the registries know, which cannot be asked without JAX.
 NAMES = {
     "network.name": (

@@ -1,5 +1,8 @@
 import dataclasses
 import functools
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -8,6 +11,8 @@ import numpy as np
 import optax
 import pytest
 
+from configs import autokws
+from kws_jax import config as configs
 from kws_jax.errors import UserError
 from kws_jax.models.genotype import OPERATIONS, Genotype
 from kws_jax.models.searched import MixedLayer, SearchedTCNet
@@ -16,6 +21,7 @@ from kws_jax.search.methods import create_method
 from kws_jax.search.random_search import random_genotype
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet, extract
+from kws_jax.stages import search
 from kws_jax.training.state import ARCHITECTURE, WEIGHTS, create_train_state
 
 SPACE = SearchSpace(strides=(2, 1), channels=(8, 8), stem_channels=4)
@@ -175,6 +181,46 @@ def test_random_genotypes_follow_their_seed_and_the_space():
         chosen = [genotype.layers[index] for genotype in drawn]
         assert all(len(layer) == 1 for layer in chosen)
         assert {layer[0] for layer in chosen} == set(names)
+
+
+def space_of(*operations):
+    config = autokws.get_config().unlock()
+    config.search.operations = operations
+    configs.check(config)
+    return search.create_space(SimpleNamespace(config=config))
+
+
+def test_the_operations_of_the_config_are_what_is_searched_and_drawn():
+    space = space_of("SKIP", "C5SE", "C3")
+    assert space.candidates == (("C5SE", "C3"), ("SKIP", "C5SE", "C3")) * 3
+    drawn = [random_genotype(space, seed) for seed in range(50)]
+    for index, names in enumerate(space.candidates):
+        assert {genotype.layers[index][0] for genotype in drawn} == set(names)
+
+
+def test_no_operations_are_all_of_them_as_before_there_was_a_choice():
+    assert space_of() == SearchSpace()
+    config, there = autokws.get_config(), autokws.get_config().unlock()
+    del there.search.operations
+    assert search.create_space(SimpleNamespace(config=there)) == SearchSpace()
+    configs.check_same(config, there, Path("x"))
+    there.search.operations = ("C3",)
+    with pytest.raises(UserError, match=r"config\.search\.operations: \['C3'\] there"):
+        configs.check_same(config, there, Path("x"))
+
+
+@pytest.mark.parametrize(
+    ("operations", "message"),
+    [
+        (("C3", "C5SF"), "has 'C5SF', which is unknown; did you mean 'C5SE'?"),
+        (("SKIP",), "has no block for layers that change frames"),
+        (("C3", "SKIP", "C3"), "names 'C3' more than once"),
+        (("C3", 5), "config.search.operations = ('C3', 5): give texts in brackets"),
+    ],
+)
+def test_operations_of_which_no_network_can_be_made_are_refused(operations, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        space_of(*operations)
 
 
 def test_a_space_that_does_not_fit_is_refused():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 from jaxtyping import Array, Float
 
+from kws_jax.errors import UserError, nearest
 from kws_jax.models import genotype as genotypes
 from kws_jax.models.genotype import OPERATIONS, SKIP, Genotype
 
@@ -22,6 +23,9 @@ class SearchSpace:
 
     TC-ResNet14 at width 1.5 by default: 8 candidates in reduction layers, 9 (with SKIP)
     in normal ones, 8³·9³ = 373,248 networks of one operation a layer.
+
+    Raises:
+      UserError: the parts do not fit together, or no layer could be made of them.
     """
 
     strides: tuple[int, ...] = genotypes.STRIDES
@@ -33,7 +37,7 @@ class SearchSpace:
 
     def __post_init__(self):
         # a genotype checks the fields; a TC block fits into every layer
-        block = next((name for name in self.operations if name != SKIP), SKIP)
+        block = _first_block(self.operations)
         self.genotype([(block,)] * len(self.strides))
 
     @property
@@ -68,3 +72,24 @@ class SearchSpace:
             scale * jax.random.normal(jax.random.fold_in(key, index), (len(names),))
             for index, names in enumerate(self.candidates)
         )
+
+
+def _first_block(operations: Sequence[str]) -> str:
+    for name in operations:
+        if name not in OPERATIONS:
+            raise UserError(
+                f"config.search.operations has {name!r}, which is unknown; "
+                f"{nearest(name, OPERATIONS)}"
+            )
+        if operations.count(name) > 1:
+            raise UserError(
+                f"config.search.operations names {name!r} more than once; give it once."
+            )
+    blocks = [name for name in operations if name != SKIP]
+    if not blocks:
+        raise UserError(
+            f"config.search.operations = {tuple(operations)} has no block for layers "
+            f"that change frames or channels, which SKIP cannot: add {OPERATIONS[0]}, "
+            "for example."
+        )
+    return blocks[0]

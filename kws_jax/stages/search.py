@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from kws_jax import together
 from kws_jax.data.corpus import Split
 from kws_jax.errors import UserError
+from kws_jax.models.genotype import OPERATIONS
 from kws_jax.models.tc_resnet import BLOCKS, STEM_CHANNELS
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts
@@ -43,7 +44,7 @@ ARCHITECTURE_LOG = "architecture.jsonl"
 
 
 def create_space(parts: Parts) -> SearchSpace:
-    """The search space of the config: TC-ResNet14's skeleton at a width.
+    """The search space of the config: TC-ResNet14's skeleton, its operations.
 
     Raises:
       UserError: for settings that the space does not have.
@@ -54,6 +55,8 @@ def create_space(parts: Parts) -> SearchSpace:
         stem_channels=int(STEM_CHANNELS * search.width),
         shortcut=search.shortcut,
         se_reduction=search.se_reduction,
+        # Workdirs of before have no such field.
+        operations=tuple(search.get("operations", ())) or OPERATIONS,
     )
 
 

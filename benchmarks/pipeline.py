@@ -71,6 +71,7 @@ def _batches(condition: str, clips: int, batch: int, threads: int) -> Iterator:
     from kws_jax.data import pipeline
     from kws_jax.data.conditions import CLEAN, Condition
     from kws_jax.data.corpus import Recording, Split
+    from kws_jax.data.draws import Recipe, training_selection
     from kws_jax.data.noise import NoiseBank
 
     rng = np.random.default_rng(0)
@@ -88,15 +89,9 @@ def _batches(condition: str, clips: int, batch: int, threads: int) -> Iterator:
         "snr_noise": Condition(snr_db=(20.0, 10.0, 5.0, 0.0, -5.0)),
     }
     bank = NoiseBank.from_recordings(noise)
-    return pipeline.train_batches(
-        split,
-        conditions[condition],
-        batch_size=batch,
-        seed=0,
-        background=bank,
-        noise=bank,
-        threads=threads,
-    )
+    recipe = Recipe(split, conditions[condition], background=bank, noise=bank)
+    select = training_selection(clips, batch_size=batch, seed=0)
+    return pipeline.selected_batches(recipe, select, threads=threads)
 
 
 if __name__ == "__main__":

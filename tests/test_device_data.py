@@ -7,9 +7,16 @@ import jax
 import numpy as np
 import pytest
 from four_devices import on_four_devices
-from tiny_parts import bank, random_split, room_bank, tiny_config, tiny_parts
+from tiny_parts import (
+    bank,
+    random_split,
+    room_bank,
+    tiny_config,
+    tiny_parts,
+    train_batches,
+)
 
-from kws_jax.data import device, pipeline
+from kws_jax.data import device
 from kws_jax.data.conditions import CLEAN, Condition
 from kws_jax.data.draws import Recipe, training_selection
 from kws_jax.errors import UserError
@@ -54,7 +61,7 @@ MIXING = {
 
 def on_host(split, condition, start=0, **mixing):
     return list(
-        pipeline.train_batches(
+        train_batches(
             split,
             condition,
             batch_size=BATCH,

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import jax
@@ -260,6 +261,13 @@ def test_a_stage_that_cannot_run_is_refused_before_training(change, message):
     parts = tiny_parts(config, CLIPS)
     with pytest.raises(UserError, match=message):
         embed.check(parts, config.stages[0])
+
+
+def test_tuples_that_the_devices_cannot_share_are_refused():
+    parts = tiny_parts(two_stages(), CLIPS)
+    pod = dataclasses.replace(parts, mesh=SimpleNamespace(size=4))
+    with pytest.raises(UserError, match=r"tuples_per_batch = 2 cannot .* example 4"):
+        embed.check(pod, parts.config.stages[0])
 
 
 def test_a_label_with_one_clip_is_refused_before_training(tmp_path):

@@ -6,6 +6,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from tiny_parts import train_batches
 
 from kws_jax.data import pipeline
 from kws_jax.data.conditions import CLEAN, Condition
@@ -41,7 +42,7 @@ def _split(read=lambda rows: AUDIO[rows], clips=CLIPS):
 
 def _train(condition=FULL, steps=6, **kwargs):
     kwargs = {"batch_size": 10, "seed": 3, "num_steps": steps, **BANKS, **kwargs}
-    return list(pipeline.train_batches(_split(), condition, **kwargs))
+    return list(train_batches(_split(), condition, **kwargs))
 
 
 def _assert_same(batches, others):
@@ -188,7 +189,7 @@ def test_error_of_the_reader_reaches_the_user_unwrapped():
     def read(rows):
         raise UserError("clip7.wav is gone; put it back.")
 
-    batches = pipeline.train_batches(_split(read), CLEAN, batch_size=4, seed=0)
+    batches = train_batches(_split(read), CLEAN, batch_size=4, seed=0)
     with pytest.raises(UserError, match=r"clip7\.wav is gone"):
         next(batches)
 
@@ -205,13 +206,13 @@ def test_error_of_the_reader_reaches_the_user_unwrapped():
 )
 def test_bad_arguments_are_refused_before_the_first_batch(kwargs, message):
     with pytest.raises(UserError, match=message):
-        pipeline.train_batches(
+        train_batches(
             _split(), FULL, **{"batch_size": 10, "seed": 0, **BANKS, **kwargs}
         )
 
 
 def test_empty_split_is_refused():
-    for batches in (pipeline.train_batches, pipeline.eval_batches):
+    for batches in (train_batches, pipeline.eval_batches):
         with pytest.raises(UserError, match="train split is empty"):
             batches(_split(clips=0), CLEAN, batch_size=4, seed=0)
 
@@ -230,6 +231,7 @@ def test_program_ends_while_an_endless_stream_is_open():
         from kws_jax.data import pipeline
         from kws_jax.data.conditions import CLEAN
         from kws_jax.data.corpus import Split
+        from kws_jax.data.draws import Recipe, training_selection
 
         def read(rows):
             time.sleep(0.01)  # so that batches are in the making at the end
@@ -237,7 +239,8 @@ def test_program_ends_while_an_endless_stream_is_open():
 
         names = np.array(["a"] * 50)
         split = Split("train", np.zeros(50, np.int32), names, names, read)
-        batches = pipeline.train_batches(split, CLEAN, batch_size=10, seed=0)
+        select = training_selection(50, batch_size=10, seed=0)
+        batches = pipeline.selected_batches(Recipe(split, CLEAN), select)
         next(batches)
         print("done")
     """

@@ -10,10 +10,17 @@ import tensorflow as tf
 from rich.console import Console
 from scipy import signal
 from test_end_to_end import KEYWORDS, write_words
-from tiny_parts import bank, random_split, room_bank, tiny_config, tiny_parts
+from tiny_parts import (
+    bank,
+    random_split,
+    room_bank,
+    tiny_config,
+    tiny_parts,
+    train_batches,
+)
 
 from kws_jax import config as configs
-from kws_jax.data import mixing, pipeline
+from kws_jax.data import mixing
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import CLIP_SAMPLES, TEST, TRAIN
 from kws_jax.data.draws import Recipe, evaluation_selection, training_selection
@@ -60,7 +67,7 @@ def batches(condition, **mixing):
     split = random_split("train", 23, 0)
     banks = {"background": bank(10), "noise": bank(20), "rooms": room_bank(30)}
     return list(
-        pipeline.train_batches(
+        train_batches(
             split, condition, batch_size=16, seed=3, num_steps=3, **banks | mixing
         )
     )
@@ -169,7 +176,7 @@ def test_silent_clip_in_silent_noise_stays_finite():
     )
     silent = dataclasses.replace(bank(20), audio=np.zeros_like(bank(20).audio))
     condition = Condition(snr_db=(0.0,), reverberant_fraction=1.0)
-    made = pipeline.train_batches(
+    made = train_batches(
         zero, condition, batch_size=8, seed=0, noise=silent, rooms=room_bank(30)
     )
     assert not next(made)["audio"].any()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from configs import autokws
 from kws_jax import config as configs
@@ -20,7 +21,7 @@ from kws_jax.search.bilevel import make_search_step
 from kws_jax.search.methods import create_method
 from kws_jax.search.random_search import random_genotype
 from kws_jax.search.space import SearchSpace
-from kws_jax.search.supernet import SuperNet, extract
+from kws_jax.search.supernet import SuperNet
 from kws_jax.stages import search
 from kws_jax.training.state import ARCHITECTURE, WEIGHTS, create_train_state
 
@@ -39,6 +40,36 @@ def random_variables(init):
         ).astype(np.float32),
         jax.eval_shape(init),
     )
+
+
+def extract(variables, genotype):
+    """Variables of SearchedTCNet(genotype), taken from those of a supernet.
+
+    Batch norms that were searched without scale and shift get scale 1 and shift 0.
+    """
+    kept = {
+        (f"layers_{index}", operation)
+        for index, operations in enumerate(genotype.layers)
+        for operation in operations
+        if operation != "SKIP"
+    }
+
+    def select(tree):
+        return {
+            path: leaf
+            for path, leaf in traverse_util.flatten_dict(tree).items()
+            if not path[0].startswith("layers_") or path[:2] in kept
+        }
+
+    params, stats = select(variables["params"]), select(variables["batch_stats"])
+    for path, leaf in stats.items():
+        if path[-1] == "mean":
+            params.setdefault((*path[:-1], "scale"), jnp.ones_like(leaf))
+            params.setdefault((*path[:-1], "bias"), jnp.zeros_like(leaf))
+    return {
+        "params": traverse_util.unflatten_dict(params),
+        "batch_stats": traverse_util.unflatten_dict(stats),
+    }
 
 
 @functools.cache

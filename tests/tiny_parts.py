@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from configs import tc_resnet
+from kws_jax.data import pipeline
 from kws_jax.data.corpus import CLIP_SAMPLES, SILENCE, Recording, Split, Task
+from kws_jax.data.draws import Recipe, training_selection
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.noise_folder import SEEN
 from kws_jax.data.rooms import Response, RoomBank
@@ -47,6 +49,19 @@ def room_bank(seed, rooms=3, taps=900):
     return RoomBank.from_responses(
         [Response(str(i), tail, str(i), "") for i, tail in enumerate(tails)]
     )
+
+
+_DRAWN = ("batch_size", "seed", "process_index", "process_count")
+_STREAM = ("start_step", "num_steps", "threads", "prefetch")
+
+
+def train_batches(split, condition, **more):
+    """Batches of training from the host; `more` is of draws, stream and recipe."""
+    drawn = {name: more.pop(name) for name in _DRAWN if name in more}
+    stream = {name: more.pop(name) for name in _STREAM if name in more}
+    recipe = Recipe(split, condition, **more)
+    select = training_selection(len(split), **drawn)
+    return pipeline.selected_batches(recipe, select, **stream)
 
 
 def tiny_config(steps=11, batch_size=8, **changes):

@@ -117,7 +117,7 @@ def make_batch(
       inputs: one step of what `stack` gives, [b] each.
 
     Returns:
-      A batch as `pipeline.train_batches` gives it.
+      A batch as `pipeline.selected_batches` gives it.
     """
     audio = jnp.take(resident.clips, inputs["row"], axis=0, mode="clip")
     if recipe.condition.shift_ms:

@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from itertools import islice
-from typing import Required, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import numpy as np
 import tensorflow as tf
@@ -24,7 +24,6 @@ from kws_jax.data.draws import (
     Recipe,
     Selection,
     evaluation_selection,
-    training_selection,
 )
 from kws_jax.data.mixing import (
     FULL_SCALE,
@@ -49,61 +48,6 @@ class _Mixing(TypedDict, total=False):
     rooms: RoomBank | None
 
 
-class _Drawn(_Mixing, total=False):
-    """Arguments that batches of training and of evaluation share."""
-
-    batch_size: Required[int]
-    seed: Required[int]
-    process_index: int
-    process_count: int
-
-
-def train_batches(
-    split: Split,
-    condition: Condition,
-    *,
-    start_step: int = 0,
-    num_steps: int | None = None,
-    threads: int = 2,
-    prefetch: int = 2,
-    **drawn: Unpack[_Drawn],
-) -> Iterator[Batch]:
-    """An endless stream of epochs, each a permutation of the split, cut in batches.
-
-    See `draws.training_selection`; batches run across the epochs' borders.
-
-    Args:
-      split: the clips.
-      condition: the disturbance drawn anew for each clip.
-      start_step: the first step; the batch of a step does not depend on it.
-      num_steps: how many batches, None for no end.
-      threads: threads of the pipeline; few, since training runs beside it.
-      prefetch: batches made ahead.
-      **drawn: `batch_size`, clips in a global batch, a multiple of `process_count`;
-        `seed`, an integer that order and draws depend on; `process_index` (0), which
-        of the `process_count` (1) slices of each batch to give; and the other fields
-        of `draws.Recipe`, with its defaults.
-
-    Returns:
-      An iterator of dicts: `audio` int16 [b, CLIP_SAMPLES], `label` int32 [b], `index`
-      int32 [b] (row of the split), `mask` bool [b] (all True), `noise_level` float32
-      [b] (10^(-snr/20), 0 without noise), with b = batch_size / process_count.
-
-    Raises:
-      UserError: an empty split, a condition that makes no sense or lacks its
-        recordings, or a batch size that the processes cannot share.
-    """
-    recipe, select = _drawn(training_selection, split, condition, **drawn)
-    return selected_batches(
-        recipe,
-        select,
-        start_step=start_step,
-        num_steps=num_steps,
-        threads=threads,
-        prefetch=prefetch,
-    )
-
-
 def selected_batches(
     recipe: Recipe,
     select: Callable[[int], Selection],
@@ -115,7 +59,19 @@ def selected_batches(
 ) -> Iterator[Batch]:
     """The batches that a selection of `draws` or `tuples` describes, step by step.
 
-    Arguments and result are otherwise those of `train_batches`.
+    Args:
+      recipe: what they are mixed from.
+      select: which clips and draws are in the batch of a step; the selection of one
+        process gives its slice of each batch.
+      start_step: the first step; the batch of a step does not depend on it.
+      num_steps: how many batches, None for no end.
+      threads: threads of the pipeline; few, since training runs beside it.
+      prefetch: batches made ahead.
+
+    Returns:
+      An iterator of dicts: `audio` int16 [b, CLIP_SAMPLES], `label` int32 [b], `index`
+      int32 [b] (row of the split), `mask` bool [b] (False in padding), `noise_level`
+      float32 [b] (10^(-snr/20), 0 without noise), with b the rows of the selection.
     """
     stop = np.iinfo(np.int64).max if num_steps is None else start_step + num_steps
     return _stream(select, recipe, range(start_step, stop), threads, prefetch)
@@ -125,44 +81,46 @@ def eval_batches(
     split: Split,
     condition: Condition,
     *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
     threads: int = 2,
     prefetch: int = 2,
-    **drawn: Unpack[_Drawn],
+    **mixing: Unpack[_Mixing],
 ) -> Iterator[Batch]:
     """Every clip of the split exactly once, in order; the last batch is padded.
 
     The draws of a clip depend on (seed, its position in the split) alone, not on the
     batch size. Every process gets the same number of batches, so collective operations
     match; a process's last batch may be padding throughout. Padded rows are silent,
-    with label 0, index 0 and mask False. Arguments, result and errors are those of
-    `train_batches`.
+    with label 0, index 0 and mask False.
+
+    Args:
+      split: the clips.
+      condition: the disturbance of each clip.
+      batch_size: clips in a global batch, a multiple of `process_count`.
+      seed: what the draws depend on.
+      process_index: which of the `process_count` slices of each batch to give.
+      process_count: how many slices there are.
+      threads: as in `selected_batches`, which has the same result.
+      prefetch: the same.
+      **mixing: the other fields of `draws.Recipe`, with its defaults.
+
+    Raises:
+      UserError: an empty split, a condition that makes no sense or lacks its
+        recordings, or a batch size that the processes cannot share.
     """
-    recipe, select = _drawn(evaluation_selection, split, condition, **drawn)
-    steps = range(-(-len(split) // drawn["batch_size"]))
-    return _stream(select, recipe, steps, threads, prefetch)
-
-
-def _drawn(
-    selection_of: Callable[..., Callable[[int], Selection]],
-    split: Split,
-    condition: Condition,
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-    **mixing: Unpack[_Mixing],
-) -> tuple[Recipe, Callable[[int], Selection]]:
-    """What the batches are mixed from, and what of it is in the batch of each step."""
     recipe = Recipe(split, condition, **mixing)
-    select = selection_of(
+    select = evaluation_selection(
         len(split),
         batch_size=batch_size,
         seed=seed,
         process_index=process_index,
         process_count=process_count,
     )
-    return recipe, select
+    steps = range(-(-len(split) // batch_size))
+    return _stream(select, recipe, steps, threads, prefetch)
 
 
 def median_rms(split: Split, keywords: int, *, at_most: int = 1000) -> float:

@@ -4,20 +4,15 @@ Reference: Liu et al., "DARTS", ICLR 2019 (arXiv 1806.09055), as AutoKWS uses it
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
-from flax import traverse_util
 from jaxtyping import Array, Float
 
 from kws_jax.models.blocks import BATCH_NORM_MOMENTUM, Head, Stem, time_pool
-from kws_jax.models.genotype import SKIP, Genotype
 from kws_jax.models.searched import MixedLayer
 from kws_jax.search.merged import MergedLayer
 from kws_jax.search.space import SearchSpace
-
-PyTree = Any
 
 
 class SuperNet(nn.Module):
@@ -80,39 +75,3 @@ class SuperNet(nn.Module):
         for layer, weights in zip(self.layers, op_weights, strict=True):
             x = layer(x, weights, train=train)
         return self.head(time_pool(x), train=train)
-
-
-def extract(variables: PyTree, genotype: Genotype) -> PyTree:
-    """The variables of a derived network, taken from those of the supernet.
-
-    Args:
-      variables: "params" and "batch_stats" of a SuperNet whose space holds `genotype`.
-      genotype: the derived network.
-
-    Returns:
-      Variables of SearchedTCNet(genotype), equal to the supernet's. Batch norms that
-      were searched without scale and shift get scale 1 and shift 0.
-    """
-    kept = {
-        (f"layers_{index}", operation)
-        for index, operations in enumerate(genotype.layers)
-        for operation in operations
-        if operation != SKIP
-    }
-
-    def select(tree: PyTree) -> dict[tuple[str, ...], Any]:
-        return {
-            path: leaf
-            for path, leaf in traverse_util.flatten_dict(tree).items()
-            if not path[0].startswith("layers_") or path[:2] in kept
-        }
-
-    params, stats = select(variables["params"]), select(variables["batch_stats"])
-    for path, leaf in stats.items():
-        if path[-1] == "mean":
-            params.setdefault((*path[:-1], "scale"), jnp.ones_like(leaf))
-            params.setdefault((*path[:-1], "bias"), jnp.zeros_like(leaf))
-    return {
-        "params": traverse_util.unflatten_dict(params),
-        "batch_stats": traverse_util.unflatten_dict(stats),
-    }

@@ -75,11 +75,7 @@ def check(parts: Parts, stage: ConfigDict) -> None:
             f"metric.scale = {metric.scale} of stage {stage.name!r}: give a number "
             "above 0."
         )
-    if stage.tuples_per_batch % parts.mesh.size:
-        raise UserError(
-            f"tuples_per_batch = {stage.tuples_per_batch} cannot be divided over "
-            f"{parts.mesh.size} devices; take a multiple."
-        )
+    sharding.check_batch_size(stage.tuples_per_batch, parts.mesh, "tuples_per_batch")
     parts.recipe(parts.task.train, stage)
     parts.selection(parts.task.train, stage)
 

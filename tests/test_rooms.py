@@ -24,7 +24,8 @@ from kws_jax.data import mixing
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import CLIP_SAMPLES, TEST, TRAIN
 from kws_jax.data.draws import Recipe, evaluation_selection, training_selection
-from kws_jax.data.rooms import Response, RoomBank, open_rooms
+from kws_jax.data.responses import Response
+from kws_jax.data.rooms import RoomBank, open_rooms
 from kws_jax.errors import UserError
 from kws_jax.evaluation.testing import noise_conditions
 from kws_jax.parts import build_parts

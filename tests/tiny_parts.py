@@ -11,7 +11,8 @@ from kws_jax.data.corpus import CLIP_SAMPLES, SILENCE, Recording, Split, Task
 from kws_jax.data.draws import Recipe, training_selection
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.noise_folder import SEEN
-from kws_jax.data.rooms import Response, RoomBank
+from kws_jax.data.responses import Response
+from kws_jax.data.rooms import RoomBank
 from kws_jax.frontends.registry import create_frontend
 from kws_jax.parts import Parts
 from kws_jax.training import sharding

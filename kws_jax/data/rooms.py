@@ -23,6 +23,8 @@ from kws_jax.data.audio_files import (
     read_first_channel,
 )
 from kws_jax.data.corpus import CLIP_SAMPLES, SAMPLE_RATE, TEST, TRAIN
+from kws_jax.data.responses import Response
+from kws_jax.data.simulated_rooms import simulate
 from kws_jax.data.splits import held_out
 from kws_jax.errors import UserError
 
@@ -33,20 +35,6 @@ _MICROPHONE = re.compile(r"MicID\d+.*")
 # 3382-1 has it: reflections may be stronger, what is measured before it is weaker.
 _DIRECT = 0.1
 _FADE = SAMPLE_RATE // 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Response:
-    """An impulse response from its direct path on: float [samples] at 16 kHz.
-
-    `room` names what training and test may not share, `origin` what it was made from:
-    it changes with the response.
-    """
-
-    name: str
-    audio: np.ndarray
-    room: str
-    origin: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +103,6 @@ def open_rooms(
     if not where:
         return {}
     if where == SIMULATED:
-        from kws_jax.data.simulated_rooms import simulate
-
         parts = simulate(**simulated, test_fraction=test_fraction, progress=progress)
     else:
         parts = divide(read_room_folder(where), test_fraction, where)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kws_jax.data.corpus import SAMPLE_RATE, TEST, TRAIN
-from kws_jax.data.rooms import Response
+from kws_jax.data.responses import Response
 from kws_jax.errors import UserError
 
 # Talker and microphone keep this distance (m) from the walls.

@@ -13,7 +13,7 @@ def data() -> ConfigDict:
         {
             # 'tfds', 'folder' or 'synthetic'.
             "source": "tfds",
-            # Folder of the source: a TFDS data_dir, or WORD/*.wav|flac|ogg.
+            # Folder of the source: a TFDS data_dir, or WORD/*.wav|flac|ogg|mp3.
             "dir": "",
             # Prepared data and compiled programs; '' is ~/.cache/kws_jax.
             "cache_dir": "",

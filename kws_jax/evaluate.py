@@ -1,7 +1,8 @@
 """Measures a trained experiment again: `python -m kws_jax.evaluate --workdir=W`.
 
 `--data.FIELD=VALUE` and `--evaluation.FIELD=VALUE` change the data and the conditions,
-for example `--data.source=folder --data.dir=my_clips` or `--evaluation.snr_db=(15,0)`.
+for example `--data.source=folder --data.dir=my_clips` or, in quotes since it has
+brackets, `"--evaluation.snr_db=(15,0)"`.
 Prints the accuracy in each condition; `--output=FILE` keeps rows as in results.json,
 `--output_dir=DIR` what `kws_jax.compare` reads.
 """

@@ -109,7 +109,12 @@ def _detect(parts: Parts, folder: Path, console: Console) -> None:
 
 
 def parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Parts:
-    """The parts of `config`, if its labels are those of the network in `folder`."""
+    """The parts of `config`, if its labels are those of the network in `folder`.
+
+    Raises:
+      UserError: the network is not trained to its end, or the data has other labels or
+        names words as unheard that training heard.
+    """
     trained = load_setup(folder)
     runner.last_finished(trained, folder)
     parts = build_parts(config, console)

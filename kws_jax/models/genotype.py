@@ -88,7 +88,12 @@ class Genotype:
     def from_dict(
         cls, fields: Mapping[str, Any], source: str = "genotype"
     ) -> "Genotype":
-        """The genotype of a mapping from field to (nested lists of) values."""
+        """The genotype of a mapping from field to (nested lists of) values.
+
+        Raises:
+          UserError: no mapping, an unknown or missing field, or a genotype that does
+            not fit together.
+        """
         if not isinstance(fields, Mapping):
             raise UserError(f"{source}: expected an object with field 'layers'.")
         known = [field.name for field in dataclasses.fields(cls)]

@@ -8,7 +8,8 @@ Small Footprint and Noisy Far-field Keyword Spotting", ICASSP 2022, arXiv 2201.0
 Words after a colon, separated by commas, choose
 
     curriculum (default), multicondition, clean    the stages
-    conv_mixer (default), tc_resnet8, res15, …     the network
+    conv_mixer (default), tc_resnet8, searched, …  the network, as in configs/network.py
+    din, no_din, dynamic_conv, light_conv    a filter, as in configs/dynamic_filter.py
     paper (default), cpu, demo                     the size
 
 `curriculum` trains in five stages: clean; clean and 0 dB; and -5 dB; and -10 dB; and
@@ -48,6 +49,7 @@ project measures, and on which data, stands in README.md.
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.dynamic_filter import FILTERS
 from configs.network import CLASSIFIERS, TC_RESNETS, choose_classifier
 
 NETWORKS: dict[str, dict] = {
@@ -83,11 +85,19 @@ _MASKED_LOG_MEL = 8.522078 / (2 * 4.0515576)
 def get_config(argument: str | None = None) -> ConfigDict:
     """The experiment for the words after the colon."""
     chosen = common.parse(
-        argument, {"plan": PLANS, "network": tuple(NETWORKS), "size": SIZES}
+        argument,
+        {
+            "plan": PLANS,
+            "network": tuple(NETWORKS),
+            "filter": ("", *(word for word in FILTERS if word != "tenet")),
+            "size": SIZES,
+        },
     )
     name, size = chosen["network"], chosen["size"]
     config = common.base("convmixer")
     choose_classifier(config, name, NETWORKS[name])
+    if chosen["filter"]:
+        config.front_filter = ConfigDict(FILTERS[chosen["filter"]])
     if size != "paper":
         # Few steps: the running statistics must follow sooner.
         config.network.batch_norm_momentum = min(

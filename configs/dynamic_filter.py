@@ -12,7 +12,8 @@ Words after a colon, separated by commas, choose
     tenet            no filter
     dynamic_conv     dynamic convolution (Chen et al. 2020)
     light_conv       lightweight convolution (Wu et al. 2019)
-    tenet12 (default), tenet6, res15, …     the network, as in configs/network.py
+    tenet12 (default), tenet6, tc_resnet8, res15, …    the network, and
+    mtconv           four parallel kernels of a TENet, as in configs/network.py
     float (default), w8a8 … w1a1, learned_bits    how the network is quantised in the
                                             end; its filter stays in float
     paper (default), cpu, demo              the size
@@ -22,10 +23,12 @@ by ten at each 10,000. L2 and dropout are those of TENet's code. The paper tests
 versions of Speech Commands with 12 labels: `--config.data.protocol=v1-12` or `v2-12`;
 the default is TFDS's own. It does not say which TENet it filters, nor how large the two
 other convolutions are and where they stand: here they filter the features too, at
-about the size of the dynamic filter. Other networks take one in their own config, as
-`configs/tc_resnet.py:8 --config.front_filter.name=dynamic`; acoustic_dnn and searches
-of ProxylessNAS do not. Small training sets are made by
-`--config.data.train_fraction=0.1`; the shares that the paper tries are not known here.
+about the size of the dynamic filter. Whether its TENets have MTConv is not said either:
+without the word they have not. configs/convmixer.py takes the same words for filters;
+elsewhere `--config.front_filter.name=dynamic` puts one with its default settings before
+the network, but for acoustic_dnn and searches of ProxylessNAS. Small training sets are
+made by `--config.data.train_fraction=0.1`; the shares that the paper tries are not
+known here.
 
 The paper reports, without noise in training but the softly added background, accuracy
 on one of the two versions (which is not known) in noise of DCASE at 20 and 0 dB: with
@@ -67,6 +70,7 @@ FILTERS: dict[str, dict] = {
         "residual": True,
     },
 }
+NETWORKS = (*network.NETWORKS, *network.TC_RESNETS)
 SIZES = ("paper", "cpu", "demo")
 
 
@@ -76,20 +80,22 @@ def get_config(argument: str | None = None) -> ConfigDict:
         argument,
         {
             "filter": tuple(FILTERS),
-            "network": tuple(network.NETWORKS),
+            "network": NETWORKS,
+            "convolutions": network.CONVOLUTIONS,
             "bits": quantized.FLOAT_OR_BITS,
             "size": SIZES,
         },
     )
     plain = chosen["filter"] == "tenet" and chosen["bits"] == quantized.FLOAT
-    if chosen["network"] not in network.CLASSIFIERS and not plain:
+    if chosen["network"] == "acoustic_dnn" and not plain:
         raise UserError(
             f"The network {chosen['network']!r} takes MFCCs as they are and trains in "
             f"float, not with {chosen['filter']!r} and {chosen['bits']!r}: say "
             f"'tenet', which is no filter, and {quantized.FLOAT!r}, or choose another "
-            f"network: {', '.join(network.CLASSIFIERS)}."
+            f"network: {', '.join(n for n in NETWORKS if n != 'acoustic_dnn')}."
         )
-    config = network.get_config(chosen["network"]).unlock()
+    words = f"{chosen['network']},{chosen['convolutions']}"
+    config = network.get_config(words).unlock()
     config.name = f"{chosen['network']} behind {chosen['filter']}"
     if chosen["filter"] == "tenet":
         config.name = chosen["network"]

@@ -1,12 +1,15 @@
-"""Any network but TC-ResNet under one recipe, that of TC-ResNet.
+"""Any network under one recipe, that of TC-ResNet.
 
     python -m kws_jax.main --config=configs/network.py:res15,cpu --workdir=runs/res15
 
 Words after the colon: the network, tenet12 (default), tenet6, tenet12_narrow,
-tenet6_narrow, res15, res15_narrow, conv_mixer, mbconv or acoustic_dnn (TC-ResNets have
-the same recipe in configs/tc_resnet.py); and the size, paper (default), cpu or demo, as
-in configs/autokws.py. For fair comparisons of architectures, and to
-begin with; no paper's own recipe but TC-ResNet's is here. The papers report on Speech
+tenet6_narrow, res15, res15_narrow, conv_mixer, mbconv, searched, acoustic_dnn,
+tc_resnet8 or tc_resnet14 (as in configs/tc_resnet.py, which has their widths); mtconv,
+for a TENet that is trained with four parallel kernels and used with one; and the size,
+paper (default), cpu or demo, as in configs/autokws.py. `searched` is a network of the
+AutoKWS space that is given, by `--config.network.genotype`. For fair comparisons of
+architectures, and to begin with; no paper's own recipe but TC-ResNet's is here. The
+papers report on Speech
 Commands: TENet12 96.6 % (v1), res15 95.8 % (v1), ConvMixer 98.2 % (v2, 12 labels), the
 MBConv network that Peter et al. found 95.55 % (v1). What this project measures, and on
 which data, stands in README.md.
@@ -15,9 +18,10 @@ which data, stands in README.md.
 from ml_collections import ConfigDict
 
 from configs import common
+from kws_jax.errors import UserError
 
 _TENET = {
-    # Four parallel temporal convolutions, of kernels 3, 5, 7 and 9.
+    # Four parallel temporal convolutions, of kernels 3, 5, 7 and 9; one in inference.
     "mtconv": False,
     "dropout": 0.5,
     "batch_norm_momentum": 0.99,
@@ -53,21 +57,42 @@ NETWORKS: dict[str, dict] = {
         "activation": "relu6",
         "batch_norm_momentum": 0.9,
     },
+    "searched": {
+        # A published name, or the JSON file that a search has left.
+        "genotype": "autokws-noisydarts",
+        "dropout": 0.5,
+        "batch_norm_momentum": 0.997,
+    },
 }
 # Those that answer for a clip as a whole, which other losses, front ends, filters and
 # quantised training ask for: acoustic_dnn learns states frame by frame.
 CLASSIFIERS = {name: NETWORKS[name] for name in NETWORKS if name != "acoustic_dnn"}
 TC_RESNET = {"width": 1.0, "dropout": 0.5, "batch_norm_momentum": 0.997}
 TC_RESNETS = {"tc_resnet8": TC_RESNET, "tc_resnet14": TC_RESNET}
+# The temporal convolutions of a TENet in training: of one kernel, or of four.
+CONVOLUTIONS = ("", "mtconv")
 SIZES = ("paper", "cpu", "demo")
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """The experiment for the words after the colon."""
-    chosen = common.parse(argument, {"network": tuple(NETWORKS), "size": SIZES})
+    known = NETWORKS | TC_RESNETS
+    groups = {
+        "network": tuple(known),
+        "convolutions": CONVOLUTIONS,
+        "size": SIZES,
+    }
+    chosen = common.parse(argument, groups)
     name, size = chosen["network"], chosen["size"]
     config, train = common.base(name), common.train_stage()
-    choose(config, train, name, NETWORKS[name])
+    choose(config, train, name, known[name])
+    if chosen["convolutions"]:
+        if "mtconv" not in config.network:
+            raise UserError(
+                f"'mtconv' is of TENets, and the network is {name!r}: leave it out, or "
+                f"choose one of {', '.join(n for n in NETWORKS if 'tenet' in n)}."
+            )
+        config.network.mtconv = True
     if size != "paper":
         common.shorten(config, train, demo=size == "demo")
     config.stages = (train,)

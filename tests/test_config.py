@@ -28,19 +28,27 @@ ROOT = Path(__file__).parents[1]
 SIZES = ("", "paper", "cpu", "demo")
 ARGUMENTS = {
     "autokws": itertools.product(
-        ("", "noisydarts", "darts", "fairdarts", "random"), SIZES
+        ("", "noisydarts", "darts", "fairdarts", "random"), (*SIZES, "w2a2")
     ),
     "tc_resnet": itertools.product(("", "8", "8-1.5", "14", "14-1.5"), SIZES),
-    "network": itertools.product(("", *network.NETWORKS), SIZES),
+    "network": [
+        *itertools.product(("", *network.NETWORKS, *network.TC_RESNETS), SIZES),
+        ("tenet6_narrow", "mtconv"),
+    ],
     "convmixer": [
         *itertools.product(("", *convmixer.PLANS), SIZES),
         *itertools.product(convmixer.NETWORKS, ("demo",)),
+        ("din", "tc_resnet8"),
     ],
     "pair_loss": itertools.product(
         ("", *pair_loss.LOSSES), ("", "res15", "tc_resnet8", "conv_mixer"), SIZES
     ),
     "data_parameters": itertools.product(("", *data_parameters.MODES), SIZES),
-    "dynamic_filter": itertools.product(("", *dynamic_filter.FILTERS), SIZES),
+    "dynamic_filter": [
+        *itertools.product(("", *dynamic_filter.FILTERS), SIZES),
+        *((name, "light_conv") for name in ("tc_resnet8", "searched", "conv_mixer")),
+        ("mtconv", "w4a4"),
+    ],
     "quantized": [
         *itertools.product(("", "w1a1", "w4a8", "learned_bits"), SIZES),
         *itertools.product(quantized.NETWORKS, ("cpu",)),
@@ -457,3 +465,18 @@ def test_help_needs_nothing_slow(program):
     )
     assert "--workdir" in done.stdout or program == "compare"
     assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_mtconv_is_a_word_of_tenets_alone():
+    config = load("dynamic_filter:din,tenet6,mtconv")
+    assert config.network.mtconv
+    assert not load("dynamic_filter:din,tenet6").network.mtconv
+    for words in ("res15,mtconv", "mtconv,tc_resnet8"):
+        with pytest.raises(UserError, match="'mtconv' is of TENets, and the network"):
+            load(f"network:{words}")
+
+
+def test_filters_have_their_settings_under_the_curriculum_too():
+    config = load("convmixer:no_din,tc_resnet8")
+    assert config.front_filter.to_dict() == {"name": "dynamic", "din": False}
+    assert len(config.stages) == 5

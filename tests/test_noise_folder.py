@@ -110,11 +110,24 @@ def test_pieces_of_a_recording_stay_together_and_every_kind_is_in_both(layout):
 
 
 def test_recording_with_slices_of_two_kinds_is_in_one_part():
-    names = [f"{fsid}-{kind}-0-0.wav" for fsid in range(20) for kind in (1, 2)]
+    names = [f"{fsid}-{kind}-0-0.wav" for fsid in range(344, 364) for kind in (1, 2)]
     training, test = divided(names)
     first = [{name.partition("-")[0] for name in part} for part in (training, test)]
     assert test
     assert not first[0] & first[1]
+
+
+@pytest.mark.parametrize("names", ["2024-{:02}-{:02}-1.wav", "{}-{:02}-2024-7.wav"])
+def test_dated_names_are_recordings_of_their_own(names):
+    names = [
+        f"street/{names.format(month, day)}" for month in (3, 9) for day in (1, 30)
+    ]
+    told = noise_folder.kinds_and_recordings(names)
+    assert told == {name: ("street", name) for name in names}
+    training, test = divided(names)
+    assert training | test == set(names)
+    assert test
+    assert not training & test
 
 
 def test_own_division_of_wham_is_kept():
@@ -193,21 +206,42 @@ def test_recording_too_short_to_be_cut_is_for_training_alone(tmp_path, capsys):
     training, tests = opened(tmp_path)
     assert training.lengths.tolist() == [2 * RATE]
     assert tests == {}
-    assert "too short to be divided, for training alone: tick" in capsys.readouterr()[1]
+    told = capsys.readouterr()[1]
+    assert "noise_seen: noise too short to be divided, for training alone: tick" in told
+    assert f"config.data.noise_seen: {tmp_path} leaves nothing for the test" in told
 
 
-def test_half_silent_recording_is_for_training_alone():
+def test_half_silent_recording_is_for_training_alone(capsys):
     audio = np.zeros(10 * RATE, np.int16)
     audio[:RATE] = 1000
     training, test = noise_folder.divide([Recording("bark", audio)], 0.3)
     assert (len(training[0].audio), test) == (10 * RATE, [])
+    told = capsys.readouterr()[1]
+    assert "would be silent in training or test, for training alone: bark" in told
+    assert "too short" not in told
 
 
-def test_no_test_noise_is_asked_for(tmp_path):
+def test_kind_of_one_recording_in_several_files_is_told(tmp_path, capsys):
+    write(tmp_path, [f"344-3-0-{i}.wav" for i in range(3)])
+    training, tests = opened(tmp_path)
+    assert (len(training), tests) == (3, {})
+    told = capsys.readouterr()[1]
+    assert "of one recording in several files, for training alone: 344-3-0-0" in told
+    assert "(3 files)" in told
+    assert f"config.data.noise_seen: {tmp_path} leaves nothing for the test" in told
+    write(tmp_path, ["rain/a.wav", "rain/b.wav"])
+    assert len(opened(tmp_path)[1][SEEN]) == 1
+    told = capsys.readouterr()[1]
+    assert "344-3-0-0" in told
+    assert "leaves nothing" not in told
+
+
+def test_no_test_noise_is_asked_for(tmp_path, capsys):
     write(tmp_path, ["a.wav", "b.wav"], seconds=10)
     training, tests = opened(tmp_path, fraction=0.0)
     assert len(training) == 2
     assert tests == {}
+    assert capsys.readouterr()[1] == ""
 
 
 def test_channels_of_demand_are_one_recording_of_which_the_first_is_read(tmp_path):

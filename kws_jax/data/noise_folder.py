@@ -3,21 +3,11 @@
 A kind of noise is a folder, or a file where files lie directly in the folder that is
 given. A kind with several recordings is divided by recording; of a kind's only one,
 training has the first seconds and the test the last, with a clip's length between that
-neither hears. What belongs to one recording is told by the names that these data sets
-have:
-
-    UrbanSound8K   FSID-CLASS-OCCURRENCE-SLICE.wav     recording FSID, kind CLASS
-    ESC-50         FOLD-CLIP-TAKE-CLASS.wav            recording CLIP, kind CLASS
-    DCASE (TAU)    SCENE-CITY-LOCATION-SEGMENT-DEVICE  recording SCENE-CITY-LOCATION
-    DCASE (TUT)    a001_0_10.wav                       recording a001
-    DEMAND         PLACE/ch01.wav … PLACE/ch16.wav     recording PLACE: 16 microphones
-                                                       heard it, the first is taken
-    WHAM!          tr/, cv/, tt/ in any folder         its own division: tt is the test
-    MUSAN, NOISEX-92 and all others                    a file is a recording
+neither hears. What belongs to one recording is told by its name (`noise_names`). The
+division that WHAM! has (tr/, cv/, tt/ in any folder) is kept: tt is the test.
 """
 
 import os
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,17 +25,11 @@ from kws_jax.data.corpus import (
 )
 from kws_jax.data.folder import read_noise_folder
 from kws_jax.data.noise import NoiseBank
+from kws_jax.data.noise_names import is_channel, kinds_and_recordings
 from kws_jax.data.splits import hash_order, held_out
 from kws_jax.errors import UserError
 
 SEEN, UNSEEN = "seen", "unseen"
-_CHANNEL = re.compile(r"ch\d\d")
-_NAMES = (
-    re.compile(r"(?P<recording>\d+)-(?P<kind>\d+)-\d+-\d+"),
-    re.compile(r"\d-(?P<recording>\d+)-[A-Z]-(?P<kind>\d+)"),
-    re.compile(r"(?P<recording>(?P<kind>[a-z_]+)-[a-z]+-\d+)-\d+(-[a-z]\d*)?"),
-    re.compile(r"(?P<recording>[ab]\d{3})_\d+_\d+"),
-)
 _OWN_TRAINING, _OWN_TEST = ("tr", "cv"), "tt"
 _CLIPPED_SHARE = 1e-3
 
@@ -81,6 +65,12 @@ def open_noise(
     _check_apart(folders)
     if folders[SEEN]:
         training, seen = divide(_read(folders, SEEN, hours), test_fraction)
+        if test_fraction and not seen:
+            _tell(
+                f"config.data.noise_seen: {folders[SEEN]} leaves nothing for the test, "
+                "so there is no test in seen noise. Add a recording of three seconds "
+                "or more, with sound at its end, or a second one of a kind"
+            )
     else:
         training = list(from_source.get(SEEN, ()))
         kept = background.get(TEST) or background.get(VALIDATION) or ()
@@ -100,39 +90,34 @@ def divide(
     """Recordings, or parts of them, for training and for the test.
 
     A kind's only recording is for training alone where it is in several files, is
-    shorter than three clips, or where one part would be silent.
+    shorter than three clips, or where one part would be silent; that is told on
+    standard error.
     """
     if test_fraction == 0:
         return list(recordings), []
     names = [recording.name for recording in recordings]
-    test_names, lone = _test_and_lone(names, test_fraction)
-    training = [r for r in recordings if r.name not in test_names]
+    test_names, lone, in_pieces = _division(names, test_fraction)
     test = [r for r in recordings if r.name in test_names]
-    kept: list[Recording] = []
-    uncut: list[Recording] = []
-    for recording in training:
-        if recording.name in lone:
-            first, last = _cut(recording, test_fraction)
-            kept.append(first)
-            (test if last else uncut).append(last or recording)
-        else:
-            kept.append(recording)
-    if uncut:
-        listed = ", ".join(recording.name for recording in uncut)
-        _tell(f"noise too short to be divided, for training alone: {listed}")
-    return kept, test
-
-
-def kinds_and_recordings(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """File name (a path with /) -> its kind and its recording.
-
-    All files of a recording have the kind of the first of them by name.
-    """
-    told = {name: _kind_and_recording(PurePosixPath(name)) for name in sorted(names)}
-    kind_of: dict[str, str] = {}
-    for kind, recording in told.values():
-        kind_of.setdefault(recording, kind)
-    return {name: (kind_of[r], r) for name, (_, r) in told.items()}
+    training: list[Recording] = []
+    undivided: dict[str, list[str]] = defaultdict(list)
+    for recording in recordings:
+        parts = _cut(recording, test_fraction) if recording.name in lone else ""
+        if isinstance(parts, tuple):
+            training.append(parts[0])
+            test.append(parts[1])
+        elif recording.name not in test_names:
+            training.append(recording)
+            undivided[parts].append(recording.name)
+    undivided.pop("", None)
+    for pieces in in_pieces:
+        listed = f"{pieces[0]} … {pieces[-1]} ({len(pieces)} files)"
+        undivided["of one recording in several files"].append(listed)
+    for why, listed_names in undivided.items():
+        _tell(
+            f"config.data.noise_seen: noise {why}, for training alone: "
+            f"{', '.join(listed_names)}"
+        )
+    return training, test
 
 
 def choose(root: Path, paths: Sequence[Path], hours: float) -> list[Path]:
@@ -145,7 +130,7 @@ def choose(root: Path, paths: Sequence[Path], hours: float) -> list[Path]:
     told = kinds_and_recordings(named)
     groups: dict[str, list[str]] = defaultdict(list)
     for name, (_, recording) in told.items():
-        if not (groups[recording] and _CHANNEL.fullmatch(PurePosixPath(name).stem)):
+        if not (groups[recording] and is_channel(name)):
             groups[recording].append(name)
     seconds = {g: sum(_seconds(named[n]) for n in group) for g, group in groups.items()}
     taken: set[str] = set()
@@ -162,19 +147,6 @@ def choose(root: Path, paths: Sequence[Path], hours: float) -> list[Path]:
             f"{hours:g} of {total / 3600:.1f} hours (config.data.noise_hours)"
         )
     return [path for name, path in named.items() if name in taken]
-
-
-def _kind_and_recording(path: PurePosixPath) -> tuple[str, str]:
-    folder = path.parent.as_posix()
-    if _CHANNEL.fullmatch(path.stem):
-        return folder, folder
-    for form in _NAMES:
-        match = form.fullmatch(path.stem)
-        if match:
-            found = match.groupdict()
-            return found.get("kind", folder), found["recording"]
-    name = path.as_posix()
-    return (name if folder == "." else folder), name
 
 
 def _in_turn(kind_of: Mapping[str, str]) -> list[str]:
@@ -206,8 +178,15 @@ def _own_division(names: Iterable[str]) -> tuple[set[str], set[str]]:
     return training, test
 
 
-def _test_and_lone(names: Sequence[str], fraction: float) -> tuple[set[str], set[str]]:
-    """The files held out for the test, and those that alone are all of their kind."""
+def _division(
+    names: Sequence[str], fraction: float
+) -> tuple[set[str], set[str], list[list[str]]]:
+    """What goes to the test, and the kinds that are a single recording.
+
+    Returns:
+      The files held out for the test; those that alone are all of their kind; and of
+      each kind that is one recording in several files, these.
+    """
     own_training, test = _own_division(names)
     names = [name for name in names if name not in own_training | test]
     told = kinds_and_recordings(names)
@@ -215,17 +194,22 @@ def _test_and_lone(names: Sequence[str], fraction: float) -> tuple[set[str], set
     for name, (kind, recording) in told.items():
         files[kind][recording].add(name)
     lone: set[str] = set()
+    in_pieces: list[list[str]] = []
     for recordings in files.values():
         if len(recordings) > 1:
             test.update(*(recordings[r] for r in held_out(recordings, fraction)))
+            continue
+        (pieces,) = recordings.values()
+        if len(pieces) == 1:
+            lone |= pieces
         else:
-            # Several pieces of one recording may overlap: they are not cut.
-            lone.update(*(piece for piece in recordings.values() if len(piece) == 1))
-    return test, lone
+            # They may overlap: they are not cut.
+            in_pieces.append(sorted(pieces))
+    return test, lone, in_pieces
 
 
-def _cut(recording: Recording, fraction: float) -> tuple[Recording, Recording | None]:
-    """Its parts for training and for the test; itself and None if it is too short.
+def _cut(recording: Recording, fraction: float) -> tuple[Recording, Recording] | str:
+    """Its parts for training and for the test, or what keeps it from being cut.
 
     A clip's length between them is left out: what sounds on across the border is not
     heard by both. The test gets at least a clip, and gives the gap as long as it can.
@@ -233,10 +217,10 @@ def _cut(recording: Recording, fraction: float) -> tuple[Recording, Recording | 
     samples = len(recording.audio)
     border = min(samples - round(fraction * samples), samples - 2 * CLIP_SAMPLES)
     if border < CLIP_SAMPLES:
-        return recording, None
+        return "too short to be divided"
     parts = [recording.audio[:border], recording.audio[border + CLIP_SAMPLES :]]
     if not all(map(np.any, parts)):
-        return recording, None
+        return "that would be silent in training or test"
     first, last = (Recording(recording.name, part) for part in parts)
     return first, last
 

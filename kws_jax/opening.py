@@ -20,7 +20,8 @@ from kws_jax.data import (
     synthetic_unknown,
     training_share,
 )
-from kws_jax.data.corpus import SILENCE, TEST, TRAIN, UNKNOWN, Corpus, Recording, Task
+from kws_jax.data.corpus import SILENCE, TEST, TRAIN, UNKNOWN, Corpus, Task
+from kws_jax.data.folder import BACKGROUND_FOLDER
 from kws_jax.data.held_out import NOTHING_HELD_OUT, HeldOut
 from kws_jax.data.label_noise import flip_labels
 from kws_jax.data.noise import NoiseBank
@@ -96,6 +97,8 @@ def open_data(config: ConfigDict, console: Console) -> OpenedData:
     train, flipped = flip_labels(
         task.train, task.labels, data.flip_labels, data.task_seed
     )
+    # Before the noise, which is the same recordings where no folder is given.
+    background = _background(corpus, data)
     training_noise, noise = open_noise(
         {SEEN: data.noise_seen, UNSEEN: data.noise_unseen},
         corpus.noise,
@@ -114,7 +117,7 @@ def open_data(config: ConfigDict, console: Console) -> OpenedData:
         fingerprint=_fingerprint(
             corpus, spoken, training_noise, heard_rooms.get(TRAIN)
         ),
-        background=_bank(corpus.background.get(TRAIN, ())),
+        background=background,
         noise=noise,
         reference_rms=reference_rms,
         training_noise=training_noise,
@@ -245,5 +248,8 @@ def _fingerprint(
     return digest.hexdigest()
 
 
-def _bank(recordings: Sequence[Recording]) -> NoiseBank | None:
-    return NoiseBank.from_recordings(recordings) if recordings else None
+def _background(corpus: Corpus, data: ConfigDict) -> NoiseBank | None:
+    recordings = corpus.background.get(TRAIN, ())
+    where = f"{data.dir}/{BACKGROUND_FOLDER}" if data.dir else data.source
+    where = f"background for training from {where} (config.data.dir)"
+    return NoiseBank.from_recordings(recordings, where) if recordings else None

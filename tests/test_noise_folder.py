@@ -297,6 +297,19 @@ def test_clipped_noise_is_taken_and_told(tmp_path, capsys):
     assert "fine.wav" not in told
 
 
+@pytest.mark.parametrize("kind", [SEEN, UNSEEN])
+@pytest.mark.parametrize("seconds", [2, 10])
+def test_silent_noise_is_refused_with_its_field_and_folder(
+    tmp_path, capsys, kind, seconds
+):
+    write(tmp_path, ["hiss.wav"], seconds=10)
+    soundfile.write(tmp_path / "hole.wav", np.zeros(seconds * RATE, np.int16), RATE)
+    told = rf"config\.data\.noise_{kind}: {tmp_path}: silent .*: hole\.wav\. .* remove"
+    with pytest.raises(UserError, match=told):
+        opened(**{kind: tmp_path})
+    assert capsys.readouterr().err == ""
+
+
 def test_folders_that_share_a_file_are_refused(tmp_path):
     write(tmp_path, ["seen/a.wav", "unseen/b.wav"])
     with pytest.raises(UserError, match=r"share .*b\.wav"):
@@ -332,6 +345,15 @@ def folder(tmp_path_factory):
     write(folder / "noise", ["hiss/a.wav", "hiss/b.wav"])
     write(folder / "other", ["hum/a.wav", "hum/b.wav"])
     return folder
+
+
+def test_silent_background_is_refused_with_its_folder(tmp_path):
+    write_words(tmp_path / "words")
+    background = tmp_path / "words/_background_noise_"
+    soundfile.write(background / "fan.wav", np.zeros(3 * RATE, np.int16), RATE)
+    told = rf"{background} \(config\.data\.dir\): silent .*: fan\.wav"
+    with pytest.raises(UserError, match=told):
+        told_at_start(tmp_path)
 
 
 def told_at_start(folder, *, seen="", unseen="", snr_db=(0.0,)):

@@ -26,11 +26,17 @@ class NoiseBank:
     lengths: np.ndarray
 
     @classmethod
-    def from_recordings(cls, recordings: Sequence[Recording]) -> "NoiseBank":
+    def from_recordings(
+        cls, recordings: Sequence[Recording], where: str = ""
+    ) -> "NoiseBank":
         """A bank of int16 recordings at 16 kHz.
 
         A recording shorter than a clip is looped with a cross-fade to twice the length
         of a clip, so that it too has more than one crop.
+
+        Args:
+          recordings: at least one.
+          where: the field and the folder that they came from, for errors.
 
         Raises:
           UserError: there is no recording, or one is silent (all zero) or empty.
@@ -40,12 +46,7 @@ class NoiseBank:
                 "There are no noise recordings to mix with; give a folder with at least"
                 " one audio file, or a condition without noise and background."
             )
-        silent = [r.name for r in recordings if not np.any(r.audio)]
-        if silent:
-            raise UserError(
-                f"Silent or empty noise recordings: {', '.join(silent)}. Noise at a"
-                " given SNR needs sound; remove these files."
-            )
+        check_sound(recordings, where)
         parts = [_looped(np.asarray(r.audio, np.int16)) for r in recordings]
         lengths = np.array([len(part) for part in parts], np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
@@ -81,6 +82,17 @@ class NoiseBank:
         for crop, begin in zip(crops, first, strict=True):
             crop[:] = self.audio[begin : begin + CLIP_SAMPLES]
         return crops
+
+
+def check_sound(recordings: Sequence[Recording], where: str = "") -> None:
+    """Raises UserError with the names of those that are silent (all zero) or empty."""
+    silent = [r.name for r in recordings if not np.any(r.audio)]
+    if silent:
+        raise UserError(
+            f"{where + ': ' if where else ''}silent or empty noise recordings: "
+            f"{', '.join(silent)}. Noise at a given SNR needs sound; replace or remove "
+            "these files."
+        )
 
 
 def _looped(audio: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from kws_jax.data.corpus import (
     Recording,
 )
 from kws_jax.data.folder import read_noise_folder
-from kws_jax.data.noise import NoiseBank
+from kws_jax.data.noise import NoiseBank, check_sound
 from kws_jax.data.noise_names import is_channel, kinds_and_recordings
 from kws_jax.data.splits import hash_order, held_out
 from kws_jax.errors import UserError
@@ -237,7 +237,10 @@ def _read(folders: Mapping[str, str], kind: str, hours: float) -> list[Recording
     clipped = [r.name for r in recordings if _is_clipped(r.audio)]
     if clipped:
         _tell(f"clipped noise in {directory}, taken as it is: {', '.join(clipped)}")
-    return [Recording(r.name, r.audio[:longest]) for r in recordings]
+    taken = [Recording(r.name, r.audio[:longest]) for r in recordings]
+    # Before they are divided: what is silent is not too short.
+    check_sound(taken, f"config.data.noise_{kind}: {directory}")
+    return taken
 
 
 def _is_clipped(audio: np.ndarray) -> bool:

@@ -10,7 +10,8 @@ each keyword that it hears: time (seconds: the middle of what was heard, or the 
 the keyword where the network scores single frames), keyword, score. With
 `--labels=FILE`, lines of start_seconds,end_seconds,word, it also tells which of them
 are right, and then, in lines of their own, how often keywords are missed at one and at
-ten false alarms an hour, each keyword and all together, and the errors at the threshold
+ten false alarms an hour, each keyword and all together, at which threshold (a number
+for `--threshold` on the next recording), and the errors at the threshold that was used
 (`stages.detection_records.recording_lines` names the keys).
 """
 

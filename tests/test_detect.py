@@ -129,6 +129,10 @@ def test_a_network_that_hears_everything_misses_nothing(measured):
     assert kept["rows"] == rows
     assert 0 < kept["threshold"] < 1
     assert set(kept["thresholds"]) == set(KEYWORDS)
+    for stream in kept["streams"]:
+        for curve in stream["curves"].values():
+            # Fewer false alarms want a higher threshold.
+            assert 1 >= curve["threshold@1fa/h"] >= curve["threshold@10fa/h"] > 0
 
 
 def test_a_word_that_is_never_heard_is_missed_and_the_others_are_not(
@@ -238,6 +242,18 @@ def test_a_recording_of_ones_own_gets_the_curve_of_each_keyword(
         return rates[0] | rates[1] | {"points": points}
 
     note, errors = lines[-2:]
+    for line in [*lines[4:-2], errors]:
+        for rate in (1, 10):
+            # Given back on the same recording, the threshold does what was told of it.
+            threshold = str(line.pop(f"threshold@{rate}fa/h"))
+            events = detect.listen(
+                made[0].config, workdir, str(path), str(times), threshold
+            )
+            words = {line["curve"]} if "curve" in line else set(KEYWORDS)
+            heard = [e["right"] for e in events if e.get("keyword") in words]
+            said = line.get("references", line.get("keywords"))
+            assert heard.count(True) == round(said * (1 - line[f"frr@{rate}fa/h"]))
+            assert heard.count(False) <= rate * 400 / 3600
     assert lines[4:-2] == [
         {"curve": "up", "references": 2} | told((1, 0), [[0, 1], [1, 0]], 2),
         # Heard nowhere, it is found where every second is an event: at a score of 0.

@@ -48,9 +48,13 @@ def describe(
         "false_alarms_per_hour": alarms / pooled.hours,
         "false_alarms_per_hour_ci95": _per_hour(alarms, pooled.hours),
         # Of each keyword and, under "", of all at one threshold: how often it is said,
-        # and [false alarms, false rejects].
+        # the threshold for each of RATES, and [false alarms, false rejects].
         "curves": {
-            word: {"references": curve.references, "points": curve.points()}
+            word: {
+                "references": curve.references,
+                **{_threshold_key(rate): _threshold(curve, rate) for rate in RATES},
+                "points": curve.points(),
+            }
             for word, curve in curves.items()
             if curve.references
         },
@@ -99,13 +103,15 @@ def recording_lines(
         references      how often it is said
         frr@1fa/h       the share that is missed where at most one false alarm an hour
         frr@1fa/h_ci95  is allowed, and its 95 % interval; so for all of RATES
+        threshold@1fa/h where that is, for `--threshold`: not rounded; above all scores
+                        where the rate is kept only if nothing is heard
         points          [false alarms, false rejects], where more alarms help
 
     In a recording so short that a rate allows no alarm at all, a `note` says so. Last,
     of all keywords at one threshold: `keywords` (how often one is said), `hours`; at
     the threshold that was used `false_reject_rate` and `false_alarms_per_hour`, each
-    with `_ci95`; and over all thresholds the rates and `points` as above. Numbers are
-    rounded to six decimals.
+    with `_ci95`; and over all thresholds the rates, their thresholds and `points` as
+    above. Other numbers are rounded to six decimals.
 
     Args:
       curves: of each keyword, and under "" of all.
@@ -138,7 +144,16 @@ def _operating_points(curve: Curve) -> dict[str, Any]:
     for rate in RATES:
         missed = int(curve.misses[curve.at(rate)])
         told |= _rejected(f"frr@{rate:g}fa/h", missed, curve.references)
+        told[_threshold_key(rate)] = _threshold(curve, rate)
     return told | {"points": [list(point) for point in curve.points()]}
+
+
+def _threshold_key(rate: float) -> str:
+    return f"threshold@{rate:g}fa/h"
+
+
+def _threshold(curve: Curve, rate: float) -> float:
+    return float(curve.thresholds[curve.at(rate)])
 
 
 def _rejected(name: str, misses: int, count: int) -> dict[str, Any]:

@@ -390,7 +390,8 @@ def detection() -> ConfigDict:
             # which costs most of a minute where all other tests take seconds.
             "final_test": False,
             # Length of each stream: one of validation clips, and of test clips one
-            # clean and one over each kind of noise at each of snr_db.
+            # clean and one over each kind of noise at each of snr_db; with data.rooms
+            # these again, far.
             "hours": 1.0,
             "keywords_per_hour": 600.0,
             # Share of the time with a word in it, keyword or other, a second each.

@@ -1,5 +1,6 @@
 """Detection of a whole experiment, and the command, with a network that knows tones."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,11 +13,13 @@ from test_end_to_end import KEYWORDS, WORDS, write_words
 
 from configs import tc_resnet
 from kws_jax import detect, experiment, measuring
+from kws_jax.data.rooms import RoomBank
 from kws_jax.errors import UserError
 from kws_jax.evaluation.det_curve import Curve
 from kws_jax.evaluation.metrics import wilson_interval
 from kws_jax.parts import build_parts
 from kws_jax.report.page import write_report
+from kws_jax.report.terminal import print_detection
 from kws_jax.report.workdir import read_run
 from kws_jax.stages import detection, dispatch, runner
 from kws_jax.stages.detection_records import recording_lines
@@ -336,6 +339,55 @@ def test_the_command_keeps_rows_and_draws_the_report(workdir, made, capsys):
     assert '<td class="number">0 – 184</td>' in section
     # A later run of the same experiment keeps them.
     assert detection.final_test(made[0], workdir, Console(quiet=True)) == rows[1:]
+
+
+def test_where_there_are_rooms_every_test_is_repeated_far(
+    made, measured, workdir, capsys
+):
+    """Two rooms: one delays by a tenth of a second, one leaves nearly nothing."""
+    responses = np.zeros((2, RATE // 10 + 1), np.float32)
+    responses[0, -1], responses[1, 0] = 1, 1e-3
+    rooms = RoomBank(("hall", "cupboard"), responses, "")
+    parts = dataclasses.replace(made[0], test_rooms=rooms)
+    planned = detection.plan(parts)
+    far, near = planned[-1], planned[1]
+    assert (far.condition, near.condition) == ("far seen 10 dB", "clean")
+    assert far.stream is near.stream
+    rows = detection.measure(parts, workdir, Console(quiet=True))
+    before = measured[0]
+    assert rows[: len(before)] == before
+    added = rows[len(before) :]
+    assert {r["condition"] for r in added} == {"far clean", "far seen 10 dB"}
+    assert {r["metric"] for r in added} == {
+        r["metric"] for r in before if r["split"] == "test"
+    }
+    found = {(r["condition"], r["metric"]): r["value"] for r in added}
+    # As often in the one room as in the other; ten keywords are said.
+    assert 0.1 <= found["far clean", "frr@10fa/h"] <= 0.9
+    assert found["far clean", "false_alarms_per_hour"] == 0
+    near, far = (
+        np.stack(list(detection._clips(parts, near.stream.words, one.words_in)))
+        for one in (near, far)
+    )
+    delayed = np.pad(near, ((0, 0), (RATE // 10, 0)))[:, :RATE]
+    differs = np.minimum(
+        np.abs(far - delayed.astype(float)).max(1),
+        np.abs(far - 1e-3 * near.astype(float)).max(1),
+    )
+    assert differs.max() <= 1
+    tested = rows[-1] | {"condition": "clean", "metric": "accuracy"}
+    (workdir / "results.json").write_text(json.dumps([tested, *rows]))
+    write_report(workdir)
+    print_detection(workdir)
+    told = capsys.readouterr().out
+    assert "continuous audio: 0.0 % missed at 1 false alarm" in told
+    share = f"{100 * found['far clean', 'frr@1fa/h']:.1f} % missed at 1 false alarm"
+    assert f"continuous audio, far: {share}" in told
+    page = (workdir / "report.html").read_text()
+    section = page[page.index('id="detection"') :]
+    assert section.count('class="line each') == 2 * len(KEYWORDS)
+    assert "test, far clean</td>" in section
+    assert "test, far seen 10 dB</td>" in section
 
 
 def test_words_that_training_heard_are_not_called_unheard_later(made, workdir):

@@ -6,7 +6,7 @@ from typing import Any
 from kws_jax.report import text
 from kws_jax.report.chart import Chart, Point, path_of
 from kws_jax.report.markup import Markup, join, tag
-from kws_jax.report.workdir import CLEAN, Run
+from kws_jax.report.workdir import CLEAN, FAR, Run
 
 _HEADS = (
     "stream",
@@ -19,35 +19,40 @@ _HEADS = (
 
 
 def facts(run: Run) -> Iterator[tuple[str, str]]:
-    """A line for the terminal: false rejects at one and at ten false alarms an hour."""
-    shown = [
-        f"{text.percent(measure.value)} missed at {text.plural(rate, 'false alarm')} "
-        "an hour"
-        for rate in (1, 10)
-        if (measure := run.find(f"frr@{rate}fa/h"))
-    ]
-    if shown:
-        yield "detection in continuous audio", ", ".join(shown)
+    """For the terminal: false rejects at 1 and 10 false alarms an hour, near, far."""
+    for place, where in (("", ""), (FAR, ", far")):
+        shown = [
+            f"{text.percent(measure.value)} missed at "
+            f"{text.plural(rate, 'false alarm')} an hour"
+            for rate in (1, 10)
+            if (measure := run.find(f"frr@{rate}fa/h", place + CLEAN))
+        ]
+        if shown:
+            yield f"detection in continuous audio{where}", ", ".join(shown)
 
 
 def section(run: Run) -> Markup | None:
-    """The DET curve of all keywords and of each, clean, and what the threshold does."""
+    """DET curves of all keywords and of each, clean, and what the threshold does."""
     if not run.detection:
         return None
     streams = run.detection["streams"]
-    tests = [s for s in streams if s["split"] == "test"]
-    clean = [s for s in tests if s["condition"] == CLEAN]
+    found = {s["condition"]: s for s in streams if s["split"] == "test"}
+    clean, far = found.get(CLEAN), found.get(FAR + CLEAN)
+    note = "Far from the microphone, each word through a room:"
     return join(
         [
-            _det(clean[0]["curves"], float(clean[0]["hours"])) if clean else None,
+            _det(clean) if clean else None,
+            tag("p", note, class_="note") if far else None,
+            _det(far, ", far") if far else None,
             _threshold_note(run.detection),
             _table(streams),
         ]
     )
 
 
-def _det(curves: Mapping[str, Any], hours: float) -> Markup:
+def _det(stream: Mapping[str, Any], where: str = "") -> Markup:
     """False rejects over false alarms an hour, both by their logarithm."""
+    curves, hours = stream["curves"], float(stream["hours"])
     pooled = curves[""]
     # Half of one: where the logarithm of none would be.
     none_alarms = 0.5 / hours
@@ -60,7 +65,7 @@ def _det(curves: Mapping[str, Any], hours: float) -> Markup:
     }
     lowest = min(share for points in stairs.values() for _, share in points)
     chart = Chart(
-        "False rejects against false alarms an hour",
+        f"False rejects against false alarms an hour{where}",
         x=(none_alarms, most),
         y=(0.8 * lowest, 1.0),
         margins=(12, 100, 46, 62),

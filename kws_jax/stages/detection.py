@@ -3,7 +3,9 @@
 A stream of validation clips chooses the threshold that makes at most the wanted false
 alarms an hour, of equally good ones the middle; streams of test clips, clean and over
 noise, tell what it does there and what false rejects any number of false alarms costs.
-All is kept in `detection.json`.
+Where there are rooms for the test, the same streams are heard again far from the
+microphone: each word through one of the rooms, the gaps and the noise as they were. All
+is kept in `detection.json`.
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from kws_jax import together
-from kws_jax.data.conditions import CLEAN
+from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import TEST, VALIDATION, Split
 from kws_jax.data.stream import Bed, StreamSettings, plan_stream, render
 from kws_jax.errors import UserError
@@ -65,23 +67,24 @@ def plan(parts: Parts) -> list[Listening]:
         split: plan_stream(_words(parts, split), settings)
         for split in (VALIDATION, TEST)
     }
-    beds = {
-        name: Bed(bank, _bed_rms(parts, condition.snr_db[0])) if bank else None
-        for name, (condition, bank) in noise_conditions(
-            parts.noise, config.snr_db
-        ).items()
-    }
-    where = [(VALIDATION, "clean"), *((TEST, name) for name in beds)]
-    return [
-        Listening(
-            split,
-            name,
-            streams[split],
-            parts.held_out.background.get(split),
-            beds[name],
+    conditions = noise_conditions(
+        parts.noise, config.snr_db, far=parts.test_rooms is not None
+    )
+    where = [(VALIDATION, "clean"), *((TEST, name) for name in conditions)]
+    listenings = []
+    for split, name in where:
+        condition, bank = conditions[name]
+        listenings.append(
+            Listening(
+                split,
+                name,
+                streams[split],
+                dataclasses.replace(condition, snr_db=()),
+                parts.held_out.background.get(split),
+                Bed(bank, _bed_rms(parts, condition.snr_db[0])) if bank else None,
+            )
         )
-        for split, name in where
-    ]
+    return listenings
 
 
 def _words(parts: Parts, split: str) -> Split:
@@ -183,7 +186,7 @@ def load(folder: Path) -> dict[str, Any]:
 
 def _hear(parts: Parts, listener: Listener, listening: Listening) -> Heard:
     """Scores of a whole stream."""
-    clips = _clips(parts, listening.stream.words)
+    clips = _clips(parts, listening.stream.words, listening.words_in)
     return listener.hear(
         render(
             listening.stream,
@@ -194,8 +197,8 @@ def _hear(parts: Parts, listener: Listener, listening: Listening) -> Heard:
     )
 
 
-def _clips(parts: Parts, words: Split) -> Iterator[np.ndarray]:
-    for batch in parts.eval_batches(words, CLEAN):
+def _clips(parts: Parts, words: Split, condition: Condition) -> Iterator[np.ndarray]:
+    for batch in parts.eval_batches(words, condition, rooms=parts.test_rooms):
         yield from np.asarray(batch["audio"])[np.asarray(batch["mask"])]
 
 

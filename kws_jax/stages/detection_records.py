@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import VALIDATION
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.stream import Bed, Stream
@@ -18,13 +19,19 @@ RATES = (1.0, 10.0)
 class Listening:
     """A stream with all that is heard in it.
 
-    What changes the words themselves (`CLEAN` does not) is the condition that
-    `detection` gives to `Parts.eval_batches`.
+    Attributes:
+      split: which clips are its words.
+      condition: its name in results.
+      stream: the plan.
+      words_in: how the words themselves are heard: as they are, or through rooms.
+      background: for the gaps between them.
+      bed: noise under everything.
     """
 
     split: str
     condition: str
     stream: Stream
+    words_in: Condition
     background: NoiseBank | None
     bed: Bed | None
 
@@ -67,7 +74,7 @@ def rows_of(
     curves: Mapping[str, Curve],
     errors: tuple[int, int],
 ) -> list[dict[str, Any]]:
-    """Rows of one stream; each keyword alone on the clean test only."""
+    """Rows of one stream; each keyword alone where the test has no bed of noise."""
     where = (stage, listening.split, listening.condition)
     pooled, (misses, alarms) = curves[""], errors
     rows = [

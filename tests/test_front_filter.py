@@ -9,6 +9,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 from network_values import QUICK, conv_same, random_variables
+from tiny_parts import tiny_config, tiny_parts
 
 from configs import autokws, dynamic_filter
 from configs.common import spec_augment
@@ -16,6 +17,7 @@ from kws_jax.errors import UserError
 from kws_jax.frontends.registry import create_frontend
 from kws_jax.models.dynamic_conv import DynamicConv
 from kws_jax.models.front_filter import FILTERS, FilteredNetwork, filtered
+from kws_jax.models.learned_frontend import WithFrontend
 from kws_jax.models.light_conv import LightConv
 from kws_jax.models.registry import create_model
 from kws_jax.models.tenet import TENet
@@ -23,8 +25,8 @@ from kws_jax.parts import Setup
 from kws_jax.search.methods import create_method
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
-from kws_jax.stages import learner, networks, search
-from kws_jax.stages.epochs import EPOCH, with_epoch
+from kws_jax.stages import dispatch, learner, networks, search
+from kws_jax.stages.epochs import EPOCH, tell_of_temperature, with_epoch
 from kws_jax.training.optimizers import for_part
 from kws_jax.training.state import ARCHITECTURE, WEIGHTS, create_train_state
 from kws_jax.training.step import make_train_step
@@ -158,6 +160,45 @@ def test_step_tells_filtered_networks_alone_how_many_epochs_were_made():
     epochs = [[float(batch.pop(EPOCH)) for batch in inputs[:2]] for inputs in told]
     assert epochs == [[0.0, 0.0], [1.5, 1.5]]
     assert told[0] == ({"a": 1}, {"b": 2}, "key")
+
+
+@pytest.mark.parametrize(
+    ("model", "epochs", "reached"),
+    [
+        (DynamicConv(), 2.5, "22.8"),
+        (DynamicConv(temperature_epochs=40.0), 10, "22.8"),
+        (DynamicConv(), 10, None),
+        (DynamicConv(temperature_epochs=0.0), 1, None),
+        (DynamicConv(temperature=1.0), 1, None),
+        (LightConv(), 1, None),
+        (None, 1, None),
+    ],
+)
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_stage_too_short_for_the_temperature_says_so(
+    model, epochs, reached, learned, capsys
+):
+    network = create_model("tc_resnet8", K)
+    network = FilteredNetwork(model, network) if model else network
+    network = WithFrontend(None, network) if learned else network
+    plan = SimpleNamespace(name="tune", total_steps=4 * epochs, steps_per_epoch=4.0)
+    tell_of_temperature(network, plan)
+    told = capsys.readouterr().err
+    if reached is None:
+        assert told == ""
+        return
+    assert f"the {epochs:g} epochs of stage 'tune' are fewer than" in told
+    assert f"front_filter.temperature_epochs = {model.temperature_epochs:g}:" in told
+    assert f"falls to {reached} alone" in told
+    assert f"at most {epochs:g}." in told
+
+
+def test_a_training_behind_dynamic_convolution_tells_its_temperature(tmp_path, capsys):
+    config = tiny_config(steps=2, batch_size=4).unlock()
+    config.front_filter = ConfigDict({"name": "dynamic_conv", "groups": 4})
+    dispatch.run(tiny_parts(config), 0, tmp_path)
+    told = capsys.readouterr().err
+    assert told.count("temperature_epochs = 10") == 1
 
 
 def test_filter_of_a_supernet_is_trained_with_its_weights():

@@ -21,7 +21,7 @@ from kws_jax.errors import UserError, nearest
 from kws_jax.objectives import metric_learning
 from kws_jax.parts import Parts
 from kws_jax.stages import networks, runner, train, training_run
-from kws_jax.stages.epochs import EPOCH, with_epoch
+from kws_jax.stages.epochs import EPOCH, tell_of_temperature, with_epoch
 from kws_jax.stages.learner import features_for_training
 from kws_jax.stages.validation import LogitsOf
 from kws_jax.training import sharding
@@ -210,6 +210,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         compute_dtype=parts.config.compute_dtype,
         norm_mesh=networks.mesh_of_norms(parts),
     )
+    tell_of_temperature(model, plan)
     step = with_epoch(make_train_step(loss_fn, transformations), model, plan)
 
     def embedding_of(state: TrainState, features: jax.Array) -> jax.Array:

@@ -25,7 +25,7 @@ from kws_jax.search.methods import Darts
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
 from kws_jax.stages import feeding, networks, runner, training_run
-from kws_jax.stages.epochs import EPOCH, with_epoch
+from kws_jax.stages.epochs import EPOCH, tell_of_temperature, with_epoch
 from kws_jax.stages.learner import features_for_training
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.loop import StagePlan
@@ -155,6 +155,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     plan = runner.plan_of(parts, index, len(weights_half))
     warm_up = round(stage.warmup_epochs * plan.steps_per_epoch)
     plan = dataclasses.replace(plan, breaks=(warm_up,))
+    tell_of_temperature(network, plan)
     weights, schedule = create_optimizer(
         stage.optimizer,
         plan.total_steps,

@@ -20,7 +20,7 @@ from kws_jax.errors import UserError
 from kws_jax.models import fusion
 from kws_jax.parts import Parts
 from kws_jax.stages import feeding, networks, runner, train, training_run, validation
-from kws_jax.stages.epochs import with_epoch
+from kws_jax.stages.epochs import tell_of_temperature, with_epoch
 from kws_jax.stages.learner import create_learner
 from kws_jax.stages.stacked_seeds import (
     EachHighest,
@@ -113,6 +113,7 @@ def run(members: Sequence[Member], index: int, folder: Path) -> None:
         together.check_same(f"a start of stage {plan.name!r}", sharding.digest(start))
     step = learner.step
     if not runner.follows_training(first, index):
+        tell_of_temperature(model, plan)
         step = with_epoch(step, model, plan)
     stepped = first.once(("of each seed", step), lambda: step_of_each(step))
     keys = jnp.stack([runner.stage_key(member.parts, index) for member in members])

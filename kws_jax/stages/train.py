@@ -21,7 +21,7 @@ from kws_jax.stages import (
     training_run,
     validation,
 )
-from kws_jax.stages.epochs import with_epoch
+from kws_jax.stages.epochs import tell_of_temperature, with_epoch
 from kws_jax.stages.learner import create_learner
 from kws_jax.training.optimizers import updates_made
 from kws_jax.training.state import (
@@ -65,6 +65,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     step = learner.step
     if not runner.follows_training(parts, index):
         # What changes with the epochs has come to its end where a stage goes on.
+        tell_of_temperature(model, plan)
         step = with_epoch(step, model, plan)
     trained = training_run.run(
         parts,

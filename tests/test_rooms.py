@@ -1,6 +1,8 @@
 """Rooms from folders and simulated ones, and clips heard through them."""
 
 import dataclasses
+import json
+import subprocess
 import sys
 
 import numpy as np
@@ -20,7 +22,7 @@ from tiny_parts import (
 )
 
 from kws_jax import config as configs
-from kws_jax.data import mixing
+from kws_jax.data import mixing, simulated_rooms
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import CLIP_SAMPLES, TEST, TRAIN
 from kws_jax.data.draws import Recipe, evaluation_selection, training_selection
@@ -377,6 +379,56 @@ def test_long_reverberation_is_as_asked_too(t60):
         assert schroeder_t60(part.responses[0].astype(float)) == pytest.approx(
             t60, rel=0.1
         )
+
+
+# Makes rooms and prints what a process that does nothing else takes for them, in MB.
+_ROOMS_ALONE = """
+import json, pathlib, re, sys
+import numpy as np
+from kws_jax.data.simulated_rooms import simulate
+
+rooms = simulate(**json.loads(sys.argv[1]), test_fraction=0.5)
+np.savez(sys.argv[2], *(part[0].audio for part in rooms.values()))
+# The most that was resident; getrusage would count that of the parent.
+status = pathlib.Path("/proc/self/status").read_text()
+print(int(re.search(r"VmHWM:\\s*(\\d+) kB", status)[1]) / 1024)
+"""
+
+
+@pytest.mark.parametrize(("t60", "height"), [(1.5, 2.4), (2.0, 2.4), (2.0, 30.0)])
+def test_longest_reverberation_is_as_asked_in_bounded_memory(tmp_path, t60, height):
+    pytest.importorskip("pyroomacoustics")
+    settings = SIMULATED | {"number": 2, "t60_s": (t60, t60)}
+    sides = ("length_m", "width_m", "height_m")
+    settings |= dict.fromkeys(sides, (height, 1.2 * height))
+    path = tmp_path / "rooms.npz"
+    command = [sys.executable, "-c", _ROOMS_ALONE, json.dumps(settings), str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 700
+    with np.load(path) as made:
+        found = list(made.values())
+    bank = RoomBank.from_responses([Response("hall", a, "hall", "") for a in found])
+    # Before they are cut to a clip, and cut.
+    for audio in [*found, *bank.responses.astype(float)]:
+        assert schroeder_t60(audio) == pytest.approx(t60, rel=0.1)
+
+
+def test_noise_goes_on_where_reflections_are_no_longer_followed(monkeypatch):
+    pytest.importorskip("pyroomacoustics")
+    settings = SIMULATED | {"number": 2, "t60_s": (0.5, 0.5), "test_fraction": 0.5}
+    with_all = simulated_rooms.simulate(**settings)[TEST][0]
+    monkeypatch.setattr(simulated_rooms, "_FOLLOWED", 0.35)
+    followed = simulated_rooms.simulate(**settings)[TEST][0]
+    assert followed.origin != with_all.origin
+    again = simulated_rooms.simulate(**settings)[TEST][0]
+    np.testing.assert_array_equal(followed.audio, again.audio)
+    # Noise begins after some 0.2 s; long after, a shoebox decays more slowly.
+    levels = [
+        [10 * np.log10(np.mean(a[i : i + 480] ** 2)) for i in range(0, 5280, 480)]
+        for a in (with_all.audio, followed.audio)
+    ]
+    np.testing.assert_allclose(*levels, atol=1)
+    assert not np.allclose(with_all.audio[4000:5000], followed.audio[4000:5000])
 
 
 @pytest.mark.parametrize("t60", [0.8, 1.9, 2.0, 2.4, 3.0])

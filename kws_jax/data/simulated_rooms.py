@@ -3,10 +3,10 @@
 pyroomacoustics is the optional extra `rooms`. Its inverse of Sabine's formula misses
 the asked T60 by up to a third, since a shoebox with the same absorption everywhere is
 no diffuse field. So the absorption is found from the images themselves, and corrected
-by what is then measured on the impulse response.
+by what is then measured on the impulse response. In rooms with a long T60
+noise stands for the late reflections, which are too many to be told apart.
 
-Reference: Allen and Berkley 1979, J. Acoust. Soc. Am. 65:943–950 (image sources);
-Schroeder 1965, J. Acoust. Soc. Am. 37:409–412 (backward integration).
+Reference: Allen and Berkley 1979, J. Acoust. Soc. Am. 65:943–950 (image sources).
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import numpy as np
 
 from kws_jax.data.corpus import SAMPLE_RATE, TEST, TRAIN
 from kws_jax.data.responses import Response
+from kws_jax.data.room_decay import BIN, Decay, measured_t60
 from kws_jax.errors import UserError
 
 # Talker and microphone keep this distance (m) from the walls.
@@ -28,10 +29,15 @@ _TOLERANCE = 0.05
 # them: 2 s by 5 %, 2.3 s by 10 %, 3 s by 25 %. Above this (s) the cut and the tolerance
 # together may take more than 10 %.
 _LONGEST_T60 = 2.0
+# Rooms with a longer T60 (s) have no more orders of reflections than with this one, or
+# than few: time and memory grow as their cube. Later reflections, several in each
+# sample, are noise that falls on as they did.
+_FOLLOWED, _FEW_ORDERS = 0.8, 40
+# It begins so long (s) before their end, where the filter of pyroomacoustics rings.
+_RINGING = 0.05
+_TAIL = 1  # behind a room's seeds: draws of its noise, apart from those of the room
 _CORRECTIONS = 6
 _ATTEMPTS = 200
-_BIN = 16  # samples: 1 ms, for the decay of the images' energies
-_ABSORPTIONS = (0.002, 0.998)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,32 +99,16 @@ def simulate(
     parts: dict[str, list[Response]] = {TRAIN: [], TEST: []}
     for split, count in {TRAIN: number - test, TEST: test}.items():
         for i in range(count):
-            rng = np.random.default_rng([seed, split == TEST, i])
-            room, audio = _simulated(acoustics, rng, ranges)
+            seeds = [seed, split == TEST, i]
+            rng, tail = (np.random.default_rng(s) for s in (seeds, [*seeds, _TAIL]))
+            room, audio = _simulated(acoustics, rng, tail, ranges)
             name = f"{split} room {i}"
-            origin = json.dumps([*map(float, room.size), room.t60])
+            followed = [_FOLLOWED] if room.t60 > _FOLLOWED else []
+            origin = json.dumps([*map(float, room.size), room.t60, *followed])
             parts[split].append(Response(name, audio, name, origin))
             if progress:
                 progress(sum(map(len, parts.values())), number)
     return parts
-
-
-def measured_t60(response: np.ndarray, rate: float = SAMPLE_RATE) -> float:
-    """T60 (s) of an impulse response by Schroeder's backward integration.
-
-    L(t) = 10 log10(∫_t^∞ h² / ∫_0^∞ h²); a line through L where it is between -5 and
-    -25 dB falls by 60 dB in T60.
-    """
-    return _t60(np.square(np.asarray(response, float)), rate)
-
-
-def _t60(energy: np.ndarray, rate: float) -> float:
-    left = np.cumsum(energy[::-1])[::-1]
-    level = 10 * np.log10(np.maximum(left / left[0], 1e-30))
-    place = np.flatnonzero((level <= -5) & (level >= -25))
-    if len(place) < 2:
-        return 0.0
-    return float(-60 / np.polyfit(place / rate, level[place], 1)[0])
 
 
 def _check(number: int, seed: int, ranges: dict[str, Sequence[float]]) -> None:
@@ -153,11 +143,14 @@ def _pyroomacoustics() -> Any:
 
 
 def _simulated(
-    acoustics: Any, rng: np.random.Generator, ranges: dict[str, Sequence[float]]
+    acoustics: Any,
+    rng: np.random.Generator,
+    tail: np.random.Generator,
+    ranges: dict[str, Sequence[float]],
 ) -> tuple[_Room, np.ndarray]:
     """The first room drawn that can be built, and its response."""
     for room in _drawn(rng, ranges):
-        audio = _response(acoustics, room)
+        audio = _response(acoustics, room, tail)
         if audio is not None:
             return room, audio
     told = ", ".join(f"{field} {tuple(values)}" for field, values in ranges.items())
@@ -187,16 +180,28 @@ def _drawn(
             yield _Room(size, talker, talker + step, drawn["t60_s"])
 
 
-def _response(acoustics: Any, room: _Room) -> np.ndarray | None:
+def _response(
+    acoustics: Any, room: _Room, tail: np.random.Generator
+) -> np.ndarray | None:
     """The response from its direct path on; None where no absorption brings the T60."""
     speed = acoustics.constants.get("c")
     reach = speed * room.t60
+    order, most = (
+        int(np.ceil(speed * t60 / room.size.min())) for t60 in (room.t60, _FOLLOWED)
+    )
+    most = max(most, _FEW_ORDERS)
+    late = room.t60 > _FOLLOWED and order > most
+    if late:
+        order = most
+        # None that is nearer is of a higher order.
+        reach = (order - 3) / np.linalg.norm(1 / room.size)
+    begin = round((reach / speed - _RINGING) * SAMPLE_RATE)
+    noise = tail.standard_normal(late * (round(room.t60 * SAMPLE_RATE) - begin))
     shoebox = acoustics.ShoeBox(
         room.size,
         fs=SAMPLE_RATE,
         materials=acoustics.Material(0.5),
-        # Images of higher order are all farther away than sound travels within T60.
-        max_order=int(np.ceil(reach / room.size.min())),
+        max_order=order,
     )
     shoebox.add_source(room.talker)
     shoebox.add_microphone(room.microphone)
@@ -204,8 +209,16 @@ def _response(acoustics: Any, room: _Room) -> np.ndarray | None:
     source = shoebox.sources[0]
     distances = np.linalg.norm(source.images - room.microphone[:, None], axis=0)
     # The farther images add nothing that is heard, and take most of the time.
-    shoebox.visibility[0] = (distances <= reach)[None]
-    decay = _Decay.of_images(distances / speed, distances, source.orders)
+    heard = distances <= reach
+    shoebox.visibility[0] = heard[None]
+    # Farther away some orders are lacking: noise must not fall as these do.
+    known = heard if late else slice(None)
+    decay = Decay.of_images(
+        distances[known] / speed,
+        distances[known],
+        source.orders[known],
+        room.t60 if late else 0.0,
+    )
     asked = room.t60
     for _ in range(_CORRECTIONS):
         absorption = decay.absorption(asked)
@@ -215,46 +228,14 @@ def _response(acoustics: Any, room: _Room) -> np.ndarray | None:
         source.damping = kept.astype(np.float32)[None]
         shoebox.compute_rir()
         start = distances.min() / speed * SAMPLE_RATE
-        start += acoustics.constants.get("frac_delay_length") // 2
-        audio = np.asarray(shoebox.rir[0][0])[int(start) :]
+        delay = acoustics.constants.get("frac_delay_length") // 2
+        audio = np.asarray(shoebox.rir[0][0])
+        if late:
+            level = np.sqrt(decay.later(absorption, begin, len(noise)) / BIN)
+            audio = np.concatenate([audio[: begin + delay], level * noise])
+        audio = audio[int(start + delay) :]
         measured = measured_t60(audio)
         if abs(measured / room.t60 - 1) <= _TOLERANCE:
             return audio
         asked *= room.t60 / max(measured, 0.1 * room.t60)
     return None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Decay:
-    """How the energy of the images decays under any absorption.
-
-    `energy` [orders, times] is that of the images of each order in each millisecond,
-    without absorption; a reflection at an absorbing wall takes the share a of it.
-    """
-
-    energy: np.ndarray
-
-    @classmethod
-    def of_images(
-        cls, times: np.ndarray, distances: np.ndarray, orders: np.ndarray
-    ) -> "_Decay":
-        bins = (times * SAMPLE_RATE / _BIN).astype(np.int64)
-        shape = (int(orders.max()) + 1, int(bins.max()) + 1)
-        flat = np.bincount(
-            orders * shape[1] + bins, distances**-2.0, minlength=shape[0] * shape[1]
-        )
-        return cls(flat.reshape(shape))
-
-    def absorption(self, t60: float) -> float | None:
-        """The absorption that brings `t60` (s), by bisection; None where none does."""
-        low, high = _ABSORPTIONS
-        if not self._t60(high) <= t60 <= self._t60(low):
-            return None
-        for _ in range(20):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self._t60(middle) > t60 else (low, middle)
-        return (low + high) / 2
-
-    def _t60(self, absorption: float) -> float:
-        kept = (1 - absorption) ** np.arange(len(self.energy))
-        return _t60(kept @ self.energy, SAMPLE_RATE / _BIN)

@@ -1,21 +1,22 @@
-"""Networks with random values, as if trained, for the tests of artefacts."""
+"""Networks as if trained, for the tests of artefacts."""
 
 import dataclasses
 import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from network_values import QUICK, random_variables
+from settled import clips, settled
 
 from kws_jax.deploy.formats import FEATURES, WAVEFORM
 from kws_jax.deploy.inference import Inference
-from kws_jax.frontends.registry import create_frontend
+from kws_jax.frontends.registry import Frontend, create_frontend
 from kws_jax.models import front_filter
 from kws_jax.models.genotype import published
 from kws_jax.models.learned_frontend import WithFrontend, create_filters
 from kws_jax.models.registry import create_model
+from kws_jax.quantization import calibration
 from kws_jax.quantization.network import Bits, QuantizedNetwork
 from kws_jax.quantization.sites import find_sites
 
@@ -70,8 +71,8 @@ CASES = (
 
 
 @functools.cache
-def inference_of(case: Case) -> Inference:
-    """The case's network with random weights and statistics."""
+def _network(case: Case) -> tuple[Frontend, Any, Any]:
+    """Front end, network and settled variables, whatever the artefact takes."""
     frontend = create_frontend(case.frontend)
     settings = _FOUND.get(case.network, {}) | dict(case.settings)
     model = create_model(case.network, len(LABELS), **settings)
@@ -79,22 +80,39 @@ def inference_of(case: Case) -> Inference:
     model = front_filter.filtered(model, case.front_filter, bands)
     learned = create_filters(frontend.name, frontend.settings, frontend.shape[1])
     model = WithFrontend(learned, model) if learned else model
-    clip = jax.ShapeDtypeStruct((1, *frontend.shape), jnp.float32)
-    variables = random_variables(model, clip)
-    trees: dict[str, Any] = {"weights": variables["params"]}
+    x = _features(case.frontend)
+    return frontend, model, settled(model, random_variables(model, x), x)
+
+
+@functools.cache
+def _features(name: str) -> np.ndarray:
+    """Features of the clips."""
+    return np.asarray(jax.jit(create_frontend(name), compiler_options=QUICK)(clips()))
+
+
+@functools.cache
+def inference_of(case: Case) -> Inference:
+    """The case's network, with ranges of activations as they are on the clips."""
+    alike = dataclasses.replace(case, input=FEATURES, bits=None)
+    frontend, model, variables = _network(alike)
+    params, stats = variables["params"], variables["batch_stats"]
+    trees: dict[str, Any] = {"weights": params}
     quantized = None
     if case.bits:
-        sites = find_sites(model, variables, clip)
-        signed = dict.fromkeys(sites.activation_counts, True)
+        x = _features(case.frontend)
+        sites = find_sites(model, variables, x[:1])
+        ranges = calibration.measure_ranges(model, sites, params, stats, [x])
+        signed = calibration.signs(ranges)
         quantized = QuantizedNetwork(model, sites, case.bits, signed)
-        trees |= quantized.initial_trees(dict.fromkeys(sites.activation_counts, 3.0))
+        bounds = calibration.initial_bounds(ranges, signed, case.bits.activations)
+        trees |= quantized.initial_trees(bounds)
     return Inference(
         name=case.network,
         labels=LABELS,
         frontend=frontend,
         model=model,
         trees=trees,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=stats,
         quantized=quantized,
         objective="binary_cross_entropy"
         if case.network == "res15"
@@ -105,10 +123,7 @@ def inference_of(case: Case) -> Inference:
 
 @functools.cache
 def example(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Two inputs [2, …], and what the network answers."""
-    inference, rng = inference_of(case), np.random.default_rng(0)
-    shape = (2, *inference.input_shape(case.input))
-    scale = 0.1 if case.input == WAVEFORM else 1.0
-    inputs = (scale * rng.normal(size=shape)).astype(np.float32)
-    function = jax.jit(inference.function(case.input), compiler_options=QUICK)
-    return inputs, np.asarray(function(inputs))
+    """The clips as the artefact takes them [8, …], and what the network answers."""
+    inputs = clips() if case.input == WAVEFORM else _features(case.frontend)
+    function = inference_of(case).function(case.input)
+    return inputs, np.asarray(jax.jit(function, compiler_options=QUICK)(inputs))

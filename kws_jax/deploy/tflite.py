@@ -28,10 +28,12 @@ import json
 import os
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert.interpreter import Interpreter
@@ -44,9 +46,23 @@ from kws_jax.errors import UserError
 from kws_jax.models import acoustic_dnn
 
 _METADATA = "metadata.json"
+
+
+def _standardised_by_root(x: jax.Array) -> jax.Array:
+    """(x − μ) / sqrt(σ² + 1e-10) over time."""
+    centred = x - x.mean(axis=1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + 1e-10)
+
+
 # Of GELU, TensorFlow Lite knows the form by tanh, within 5e-4, less than a step of 8
 # bits. The exact one would become a quotient of polynomials, which has no kernel there.
-_IN_INTEGERS = {"exact_gelu": functools.partial(jax.nn.gelu, approximate=True)}
+# The variance of a feature much weaker than others is rounded to 0. Its quotient by the
+# deviation would end the program; the reciprocal root takes its largest value instead.
+_IN_INTEGERS: dict[str, Callable[..., Any]] = {
+    "exact_gelu": functools.partial(jax.nn.gelu, approximate=True),
+    "standardised_by_deviation": _standardised_by_root,
+}
 
 
 def write(inference: Inference, request: Request, path: Path) -> None:

@@ -55,7 +55,7 @@ class DynamicFilter(nn.Module):
         filtered = self._gate(features) * example_conv(
             features, taps.reshape(-1, TAPS, TAPS), DILATION
         )
-        filtered = _standardised_by_deviation(filtered)
+        filtered = standardised_by_deviation(filtered)
         if not self.din:
             return features + self._affine("norm", filtered)
         scale = _dense(bands, use_bias=False, name="scale")(context)
@@ -89,8 +89,12 @@ def _standardised(x: jax.Array, axis: int) -> jax.Array:
     return (centred * jax.lax.rsqrt(variance + EPSILON)).astype(x.dtype)
 
 
-def _standardised_by_deviation(x: jax.Array) -> jax.Array:
-    """(x − μ) / (σ + 0.00001) over time, with a gradient where x does not vary."""
+@jax.jit
+def standardised_by_deviation(x: jax.Array) -> jax.Array:
+    """(x − μ) / (σ + 0.00001) over time, with a gradient where x does not vary.
+
+    A call of its own, so that exporters find it whole.
+    """
     centred, variance = _centred(x, 1)
     # As in digital silence. The root's gradient at 0 would be infinite.
     varies = variance > 0

@@ -28,7 +28,6 @@ import json
 import os
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from jax.experimental import jax2tf
 
 from kws_jax.deploy.formats import INT8, Artefact, Request
 from kws_jax.deploy.inference import Inference
-from kws_jax.deploy.program import plain
+from kws_jax.deploy.program import Replacements, plain
 from kws_jax.errors import UserError
 from kws_jax.models import acoustic_dnn
 
@@ -59,7 +58,7 @@ def _standardised_by_root(x: jax.Array) -> jax.Array:
 # bits. The exact one would become a quotient of polynomials, which has no kernel there.
 # The variance of a feature much weaker than others is rounded to 0. Its quotient by the
 # deviation would end the program; the reciprocal root takes its largest value instead.
-_IN_INTEGERS: dict[str, Callable[..., Any]] = {
+_IN_INTEGERS: Replacements = {
     "exact_gelu": functools.partial(jax.nn.gelu, approximate=True),
     "standardised_by_deviation": _standardised_by_root,
 }
@@ -75,7 +74,7 @@ def write(inference: Inference, request: Request, path: Path) -> None:
         _check_integers(inference)
     shape = (1, *inference.input_shape(request.input))
     function = inference.folded().function(request.input)
-    replacements = _IN_INTEGERS if request.quantize == INT8 else {}
+    replacements: Replacements = _IN_INTEGERS if request.quantize == INT8 else {}
     example = jax.ShapeDtypeStruct(shape, np.float32)
     program = plain(function, example, replacements)
     module = tf.function(

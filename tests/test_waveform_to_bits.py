@@ -58,7 +58,7 @@ def test_a_run_goes_from_a_search_to_a_packed_file_and_tells_all_of_it(tmp_path)
     assert 2 <= told["activation_bits"] <= 8
     console = Console(file=io.StringIO(), width=100)
     print_summary(workdir, console)
-    assert f"packed file: {told['packed_bytes']:,} bytes" in console.file.getvalue()
+    assert f"packed file: {told['packed_bytes']:,.0f} bytes" in console.file.getvalue()
 
     parts = experiment.build_parts(config, Console(quiet=True))
     request = request_of("packed", "", "")

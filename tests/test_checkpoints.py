@@ -363,6 +363,31 @@ def test_of_many_arrays_that_cannot_be_written_one_error_is_told(tmp_path):
     assert (ended.stdout, ended.stderr) == ("told\n" * 3, "")
 
 
+def test_what_comes_later_than_a_failed_save_is_silent_too():
+    """As from the threads of the test before, on a machine with other work."""
+    late = """
+from absl import logging
+from kws_jax.training.failed_saves import told_once
+with told_once():
+    pass
+logging.error("after one that went well")
+try:
+    with told_once():
+        raise OSError
+except OSError:
+    logging.error("late")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", late],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "after one that went well" in ended.stderr
+    assert "late" not in ended.stderr
+
+
 def test_a_full_disk_while_writing_a_file_keeps_the_former_file(small_disk):
     file, log = small_disk / "results.json", JsonLines(small_disk / "metrics.jsonl")
     write_json(file, [1, 2, 3])

@@ -32,7 +32,6 @@ def told_once() -> Iterator[None]:
         raise
     else:
         sys.unraisablehook = hook
-    finally:
         absl_logging.set_verbosity(verbosity)
 
 

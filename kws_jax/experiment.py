@@ -109,8 +109,8 @@ def finish(
     """The final test and the report; returns its rows after those of the stages."""
     rows = rows + final_test(parts, folder, folder)
     rows += detection.final_test(parts, folder, console)
+    rows += _packed_rows(parts, folder, console)
     if together.is_first():
-        rows += _packed_rows(parts, folder, console)
         write_json(folder / "results.json", rows)
         with saving(folder / "report.html"):
             write_report(folder)
@@ -118,7 +118,10 @@ def finish(
 
 
 def _packed_rows(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]]:
-    """How large the artefact of a quantised network is."""
+    """How large the artefact of a quantised network is.
+
+    On all processes, which restore it together.
+    """
     try:
         size = artefacts.packed_bytes(parts, folder)
     except UserError as error:

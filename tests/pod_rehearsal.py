@@ -160,6 +160,7 @@ def run(case, steps, out, stages=None):
     """Runs stages of a case (all of them by default), and the test of what is left."""
     import jax
     import numpy as np
+    from rich.console import Console
 
     from kws_jax import experiment, together
     from kws_jax.stages import dispatch, runner
@@ -182,7 +183,7 @@ def run(case, steps, out, stages=None):
         rows += dispatch.run(parts, index, folder)
     searches = parts.config.stages[-1].kind in ("search", "proxyless_search")
     if not searches and stages is None:
-        rows += experiment.final_test(parts, folder, folder)
+        rows = experiment.finish(parts, folder, rows, Console(quiet=True))
     runner.run_stage = run_stage
     if together.is_first():
         np.savez(out / f"{case}.npz", **states)

@@ -184,6 +184,15 @@ def _without_ends(folder, copy):
     return copy
 
 
+def test_a_pod_ends_with_the_test_of_a_network_of_few_bits(tmp_path):
+    one, other = tmp_path / "11", tmp_path / "21"
+    rehearse((1, 1), one, 2, "learned_bits")
+    rehearse((2, 1), other, 2, "learned_bits")
+    check_alike(one, other, "learned_bits")
+    told = {name: value for (*_, name), value in rows(other, "learned_bits").items()}
+    assert told["packed_bytes"][0] > 1000
+
+
 @pytest.mark.parametrize(
     ("kind", "code", "told"),
     [

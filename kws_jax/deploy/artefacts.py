@@ -72,7 +72,9 @@ def export(
         "metadata": artefact.metadata,
     }
     write_json(path.parent / request.report_name, told)
-    _print(told, path, console)
+    # Networks with scores of frames, whose thresholds are no use here.
+    frames = hasattr(inference.model, "stream")
+    _print(told, path, console, " and --detection.scores=windows" if frames else "")
     check.refuse_mismatch(measures, allowed, path)
     return told
 
@@ -102,7 +104,9 @@ def _on_this_machine(path: Path) -> Iterator[Path]:
         write_bytes(path, local.read_bytes())
 
 
-def _print(told: dict[str, Any], path: Path, console: Console) -> None:
+def _print(
+    told: dict[str, Any], path: Path, console: Console, detection_flags: str
+) -> None:
     console.print(
         f"{path}: {told['bytes']:,} bytes\n"
         f"On {told['clips']:,} test clips: accuracy {told['accuracy']:.2%} (network "
@@ -113,8 +117,7 @@ def _print(told: dict[str, Any], path: Path, console: Console) -> None:
     if told["metadata"].get("detection") is None:
         console.print(
             "No thresholds for continuous audio are inside: run kws_jax.detect with "
-            "this workdir and --detection.scores=windows first, and export again, to "
-            "have them there"
+            f"this workdir{detection_flags} first, and export again, to have them there"
         )
 
 

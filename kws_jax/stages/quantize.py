@@ -68,7 +68,7 @@ def check(parts: Parts, index: int, folder: Path) -> None:
         model = networks.stand_in(parts)
     else:
         model = networks.create_network(parts, folder)
-    _sites(parts, stages[index], model, may_lack=False)
+    _sites(parts, stages[index], model, whole_space=True)
 
 
 def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
@@ -220,11 +220,10 @@ def restore_quantized(
 
 
 def _sites(
-    setup: Setup, stage: ConfigDict, model: nn.Module, *, may_lack: bool | None = None
+    setup: Setup, stage: ConfigDict, model: nn.Module, *, whole_space: bool = False
 ) -> Sites:
-    """What is quantised; a network that was found may lack layers of its space."""
-    if may_lack is None:
-        may_lack = networks.finds_genotype(setup)
+    """What is quantised; a found network may lack layers of its whole space."""
+    may_lack = networks.finds_genotype(setup) and not whole_space
     features = networks.sample_features(setup)
     shapes = networks.variable_shapes(model, features)
     keep = stage.keep_float

@@ -50,11 +50,10 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs.dynamic_filter import FILTERS
-from configs.network import CLASSIFIERS, TC_RESNETS, choose_classifier
+from configs.network import CLASSIFIERS, choose_classifier
 
 NETWORKS: dict[str, dict] = {
     "conv_mixer": CLASSIFIERS["conv_mixer"],
-    **TC_RESNETS,
     **CLASSIFIERS,
 }
 PLANS = ("curriculum", "multicondition", "clean")

@@ -87,12 +87,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
         },
     )
     plain = chosen["filter"] == "tenet" and chosen["bits"] == quantized.FLOAT
-    if chosen["network"] == "acoustic_dnn" and not plain:
+    if chosen["network"] not in network.CLASSIFIERS and not plain:
         raise UserError(
             f"The network {chosen['network']!r} takes MFCCs as they are and trains in "
             f"float, not with {chosen['filter']!r} and {chosen['bits']!r}: say "
             f"'tenet', which is no filter, and {quantized.FLOAT!r}, or choose another "
-            f"network: {', '.join(n for n in NETWORKS if n != 'acoustic_dnn')}."
+            f"network: {', '.join(network.CLASSIFIERS)}."
         )
     words = f"{chosen['network']},{chosen['convolutions']}"
     config = network.get_config(words).unlock()

@@ -64,11 +64,12 @@ NETWORKS: dict[str, dict] = {
         "batch_norm_momentum": 0.997,
     },
 }
-# Those that answer for a clip as a whole, which other losses, front ends, filters and
-# quantised training ask for: acoustic_dnn learns states frame by frame.
-CLASSIFIERS = {name: NETWORKS[name] for name in NETWORKS if name != "acoustic_dnn"}
 TC_RESNET = {"width": 1.0, "dropout": 0.5, "batch_norm_momentum": 0.997}
 TC_RESNETS = {"tc_resnet8": TC_RESNET, "tc_resnet14": TC_RESNET}
+# Those that answer for a clip as a whole, which other losses, front ends, filters and
+# quantised training ask for: acoustic_dnn learns states frame by frame.
+CLASSIFIERS = TC_RESNETS | NETWORKS
+del CLASSIFIERS["acoustic_dnn"]
 # The temporal convolutions of a TENet in training: of one kernel, or of four.
 CONVOLUTIONS = ("", "mtconv")
 SIZES = ("paper", "cpu", "demo")
@@ -110,7 +111,7 @@ def choose(config: ConfigDict, train: ConfigDict, name: str, settings: dict) -> 
 
 
 def choose_classifier(config: ConfigDict, name: str, settings: dict) -> None:
-    """Sets one of CLASSIFIERS or TC_RESNETS, and its front end."""
+    """Sets one of CLASSIFIERS, and its front end."""
     config.network = ConfigDict({"name": name, **settings})
     if name == "conv_mixer":
         config.frontend = common.log_mel()

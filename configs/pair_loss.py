@@ -25,13 +25,12 @@ project measures, and on which data, stands in README.md.
 from ml_collections import ConfigDict
 
 from configs import common
-from configs.network import CLASSIFIERS, TC_RESNETS, choose_classifier
+from configs.network import CLASSIFIERS, choose_classifier
 
 # network -> its settings; '' is res15, or tc_resnet8 in the smaller sizes
 NETWORKS: dict[str, dict] = {
     "": {},
     "res15": CLASSIFIERS["res15"],
-    **TC_RESNETS,
     **CLASSIFIERS,
 }
 LOSSES = ("cn2", "npair", "triplet", "cross_entropy")

@@ -12,7 +12,7 @@ Words after the colon, separated by commas, choose
     tc_resnet8 (default), tc_resnet14, mbconv, tenet12, …    the network
     paper (default), cpu, demo        the size, as in configs/autokws.py
 
-The network is trained as configs/tc_resnet.py and configs/network.py do, and goes on
+The network is trained as configs/network.py does, and goes on
 with quantised weights and activations for a third of that. Quantisers are the paper's:
 weights signed with the scale max |w|, activations with a learned scale; the weight of
 learned bits in the loss is 0.04. Rates and length of its quantised training are not
@@ -27,10 +27,9 @@ README.md.
 
 from ml_collections import ConfigDict
 
-from configs import common, network, tc_resnet
+from configs import common, network
 
-_TC_RESNETS = {"tc_resnet8": "8", "tc_resnet14": "14"}
-NETWORKS = (*_TC_RESNETS, *network.CLASSIFIERS)
+NETWORKS = tuple(network.CLASSIFIERS)
 SIZES = ("paper", "cpu", "demo")
 LEARNED = "learned_bits"
 _WIDTHS = range(8, 0, -1)
@@ -51,11 +50,7 @@ FLOAT_OR_BITS = (FLOAT, *BITS)
 def get_config(argument: str | None = None) -> ConfigDict:
     """The experiment for the words after the colon."""
     words = common.parse(argument, {"bits": BITS, "network": NETWORKS, "size": SIZES})
-    name, size = words["network"], words["size"]
-    if name in _TC_RESNETS:
-        config = tc_resnet.get_config(f"{_TC_RESNETS[name]},{size}")
-    else:
-        config = network.get_config(f"{name},{size}")
+    config = network.get_config(f"{words['network']},{words['size']}")
     config = add_quantization(config, words["bits"])
     config.name = "quantized"
     return config.lock()

@@ -56,6 +56,16 @@ def kaldi_fbank(audio: np.ndarray) -> np.ndarray:
     return np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
 
 
+@pytest.mark.parametrize("count", [17, 32, 45])
+@pytest.mark.parametrize("name", ["mfcc", "log_mel"])
+def test_many_clips_have_the_features_of_each_alone(name, count):
+    rng = np.random.default_rng(count)
+    audio = (rng.standard_normal((count, 4000)) * 0.1).astype(np.float32)
+    frontend = jax.jit(registry.create_frontend(name))
+    alone = np.concatenate([frontend(clip[None]) for clip in audio])
+    np.testing.assert_allclose(frontend(audio), alone, atol=2e-5)
+
+
 def test_mfcc_equals_tensorflow(clips):
     features = jax.jit(mfcc)(jnp.asarray(clips))
     assert features.dtype == jnp.float32

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from kws_jax.frontends import spectrum
@@ -56,14 +57,7 @@ def log_mel(
     as called by dianwen-ng/Keyword-Spotting-ConvMixer.
     """
     window = spectrum.samples_of(window_ms, sample_rate)
-    frames = spectrum.frame(
-        audio.astype(jnp.float32),
-        window=window,
-        hop=spectrum.samples_of(hop_ms, sample_rate),
-    )
-    frames = frames - frames.mean(axis=2, keepdims=True)
-    previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
-    frames = (frames - preemphasis * previous) * symmetric_hann(window)[None, None]
+    hop = spectrum.samples_of(hop_ms, sample_rate)
     filters = mel_matrix(
         num_mel=num_mel,
         window=window,
@@ -71,11 +65,18 @@ def log_mel(
         low_hz=low_hz,
         high_hz=high_hz,
     )
-    energies = jnp.dot(
-        spectrum.power_spectrum(frames), filters, precision=jax.lax.Precision.HIGHEST
-    )
-    features = jnp.log(jnp.maximum(energies, _FLOOR))
-    return normalize(features) if normalized else features
+
+    def features(audio: jax.Array) -> jax.Array:
+        frames = spectrum.frame(audio, window=window, hop=hop)
+        frames = frames - frames.mean(axis=2, keepdims=True)
+        previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], axis=-1)
+        frames = (frames - preemphasis * previous) * symmetric_hann(window)[None, None]
+        power = spectrum.power_spectrum(frames)
+        energies = jnp.dot(power, filters, precision=lax.Precision.HIGHEST)
+        return jnp.log(jnp.maximum(energies, _FLOOR))
+
+    logarithms = spectrum.by_tiles(features, audio.astype(jnp.float32))
+    return normalize(logarithms) if normalized else logarithms
 
 
 def normalize(features: Float[Array, "b t f"]) -> Float[Array, "b t f"]:

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from kws_jax.errors import UserError
@@ -57,12 +58,7 @@ def mfcc(
             f"log_offset={log_offset:g}. Change these settings of the front end."
         )
     window = spectrum.samples_of(window_ms, sample_rate)
-    frames = spectrum.frame(
-        audio.astype(jnp.float32),
-        window=window,
-        hop=spectrum.samples_of(hop_ms, sample_rate),
-    )
-    power = spectrum.power_spectrum(frames * hann(window)[None, None])
+    hop = spectrum.samples_of(hop_ms, sample_rate)
     filters = mel_matrix(
         num_mel=num_mel,
         window=window,
@@ -70,8 +66,13 @@ def mfcc(
         low_hz=low_hz,
         high_hz=high_hz,
     )
-    energies = jnp.dot(power, filters, precision=jax.lax.Precision.HIGHEST)
     basis = dct_matrix(num_mel, num_coefficients)
-    return jnp.dot(
-        jnp.log(energies + log_offset), basis, precision=jax.lax.Precision.HIGHEST
-    )
+
+    def coefficients(audio: jax.Array) -> jax.Array:
+        frames = spectrum.frame(audio, window=window, hop=hop)
+        power = spectrum.power_spectrum(frames * hann(window)[None, None])
+        energies = jnp.dot(power, filters, precision=lax.Precision.HIGHEST)
+        logarithms = jnp.log(energies + log_offset)
+        return jnp.dot(logarithms, basis, precision=lax.Precision.HIGHEST)
+
+    return spectrum.by_tiles(coefficients, audio.astype(jnp.float32))

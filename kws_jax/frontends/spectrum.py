@@ -1,10 +1,45 @@
 """Frames and power spectra: what the front ends share."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from kws_jax.errors import UserError
 from kws_jax.ops.tables import fft_length
+
+# Clips of a tile: the frames and spectra of a second each fill 6 MB.
+_TILE = 16
+
+
+def by_tiles(
+    features: Callable[[Float[Array, "b s"]], Float[Array, "b t f"]],
+    audio: Float[Array, "b s"],
+) -> Float[Array, "b t f"]:
+    """Gives features(audio); on CPUs a few clips at a time.
+
+    Frames overlap and spectra are longer than frames, so those of a large batch, step
+    after step, are measured by the memory that they pass through.
+
+    Args:
+      features: a function of each clip by itself.
+      audio: waveforms [b, s].
+    """
+    clips = audio.shape[0]
+
+    def tiled(audio: jax.Array) -> jax.Array:
+        whole = clips // _TILE * _TILE
+        out = lax.map(features, audio[:whole].reshape(-1, _TILE, audio.shape[1]))
+        out = out.reshape(whole, *out.shape[2:])
+        rest = [features(audio[whole:])] if whole < clips else []
+        return jnp.concatenate([out, *rest])
+
+    # An exported program's batch of any size is a symbol, which has no order.
+    if not isinstance(clips, int) or clips <= _TILE:
+        return features(audio)
+    return lax.platform_dependent(audio, cpu=tiled, default=features)
 
 
 def samples_of(milliseconds: float, sample_rate: int) -> int:

@@ -1,12 +1,20 @@
 """Process-wide settings that must be made before the first large allocation."""
 
 import ctypes
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
 
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+# What jaxlib gives to YNNPACK on CPUs: all that it does by default but convolutions,
+# which XLA's own (by Eigen) take half the time for (figures in benchmarks/README.md).
+_LIBRARY_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+_LIBRARY = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+# jaxlib ends the process at a flag that it does not know, so others are left alone.
+_JAXLIB = "0.10."
 
 
 def keep_freed_memory() -> bool:
@@ -42,11 +50,12 @@ def cache_root(directory: str | os.PathLike[str] = "") -> Path:
 
 
 def configure(cache_dir: str = "") -> None:
-    """Sets allocator, log levels and JAX's compilation cache; imports no JAX.
+    """Sets allocator, log levels, XLA's libraries and cache; imports no JAX.
 
     Values that the user has set in the environment win.
     """
     configure_tensorflow()
+    choose_libraries()
     compiled = cache_root(cache_dir) / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -60,6 +69,19 @@ def configure(cache_dir: str = "") -> None:
             "jax_persistent_cache_min_compile_time_secs",
             float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"]),
         )
+
+
+def choose_libraries() -> None:
+    """Says by which library XLA convolves on CPUs, unless $XLA_FLAGS does.
+
+    To be called before JAX compiles anything. Versions of jaxlib for which it was not
+    measured keep their default.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _LIBRARY_FLAG not in flags and importlib.metadata.version("jaxlib").startswith(
+        _JAXLIB
+    ):
+        os.environ["XLA_FLAGS"] = f"{flags} {_LIBRARY_FLAG}={_LIBRARY}".strip()
 
 
 def configure_tensorflow() -> None:

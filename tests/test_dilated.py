@@ -55,13 +55,12 @@ def test_both_forms_agree_in_value_and_gradient(h, w, dilation):
 
 
 @pytest.mark.parametrize(("taps", "channels"), SHAPES)
-@pytest.mark.parametrize("h", [36, 37])
 @pytest.mark.parametrize("dilation", [1, 16])
-def test_images_of_several_blocks_give_the_gradients_of_the_plain_form(
-    h, dilation, taps, channels
+def test_completed_channels_give_the_gradients_of_the_plain_form(
+    dilation, taps, channels
 ):
-    x, kernel = arrays(h, 40, taps, channels)
-    dy = np.random.default_rng(1).normal(size=(2, h, 40, channels[1]))
+    x, kernel = arrays(36, 40, taps, channels)
+    dy = np.random.default_rng(1).normal(size=(2, 36, 40, channels[1]))
     with jax.enable_x64(True):
         wide = [jnp.asarray(a, jnp.float64) for a in (x, kernel)]
         expected, pull = jax.vjp(lambda *a: dilated._conv(*a, dilation), *wide)
@@ -74,16 +73,10 @@ def test_images_of_several_blocks_give_the_gradients_of_the_plain_form(
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * scale)
 
 
-def test_forward_mode_is_refused():
-    x, kernel = arrays(8, 6)
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda x: dilated_conv(x, kernel, 2), (x,), (x,))
-
-
 def test_gradients_of_first_and_second_order_are_those_of_differences():
     x, kernel = (a.astype(np.float64) for a in arrays(4, 3))
     with jax.enable_x64(True):
-        check_grads(lambda *a: dilated_conv(*a, 2), (x, kernel), order=2, modes=["rev"])
+        check_grads(lambda *a: dilated_conv(*a, 2), (x, kernel), order=2)
 
 
 def test_even_taps_are_refused():

@@ -1,3 +1,4 @@
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -78,3 +79,46 @@ def test_programs_are_kept_compiled_unless_the_user_says_otherwise():
     assert told() == [f"{home}/.cache/kws_jax/xla", "0.5"]
     assert told("/there") == ["/there/xla", "0.5"]
     assert told(JAX_COMPILATION_CACHE_DIR="/mine") == ["/mine", "0.5"]
+
+
+# Whether a convolution of images is given to YNNPACK, and what was asked of XLA.
+LIBRARY = """
+import os
+from kws_jax import runtime
+runtime.configure()
+import jax
+from jax import lax, numpy as jnp
+
+def conv(x, kernel):
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=dimensions
+    )
+
+x, kernel = jnp.ones((8, 98, 40, 45)), jnp.ones((3, 3, 45, 45))
+program = jax.jit(conv).lower(x, kernel).compile()
+print("ynn" in program.as_text(), jax.device_count(), os.environ["XLA_FLAGS"].split())
+"""
+
+
+@pytest.mark.skipif(
+    not importlib.metadata.version("jaxlib").startswith("0.10."), reason="other jaxlib"
+)
+@pytest.mark.parametrize("library", ["", "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"])
+def test_images_are_convolved_by_the_faster_library_unless_the_user_says_otherwise(
+    library,
+):
+    flag = "--xla_cpu_experimental_ynn_fusion_type"
+    devices = "--xla_force_host_platform_device_count=2"
+    given = [devices, f"{flag}={library}"] if library else [devices]
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARY],
+        env=os.environ | {"XLA_FLAGS": " ".join(given), "JAX_PLATFORMS": "cpu"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    by_ynnpack, count, flags = done.stdout.split(maxsplit=2)
+    assert (by_ynnpack, count) == (str(bool(library)), "2")
+    asked = library or "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    assert flags.strip() == str([devices, f"{flag}={asked}"])

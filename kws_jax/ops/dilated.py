@@ -1,8 +1,8 @@
 """Dilated 2-D convolution.
 
 XLA's convolution on CPUs takes dilated kernels as fast as plain ones, by Eigen, where
-their channels are multiples of 4; so channels are completed with zeros. Also, pads and a
-slice stand around each convolution then: XLA fuses plain ones, with all that lies
+their channels are multiples of 4; so channels are completed with zeros. Pads and a
+slice then stand around each convolution, too: XLA fuses plain ones, with all that lies
 between them and a sum at the end, into one loop that goes element by element, eight
 times as slow.
 """

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -75,12 +76,12 @@ def choose_libraries() -> None:
     """Says by which library XLA convolves on CPUs, unless $XLA_FLAGS does.
 
     To be called before JAX compiles anything. Versions of jaxlib for which it was not
-    measured keep their default.
+    measured keep their default, and so do machines with libtpu, which reads the flags
+    too and was not tried.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if _LIBRARY_FLAG not in flags and importlib.metadata.version("jaxlib").startswith(
-        _JAXLIB
-    ):
+    known = importlib.metadata.version("jaxlib").startswith(_JAXLIB)
+    if known and _LIBRARY_FLAG not in flags and not importlib.util.find_spec("libtpu"):
         os.environ["XLA_FLAGS"] = f"{flags} {_LIBRARY_FLAG}={_LIBRARY}".strip()
 
 

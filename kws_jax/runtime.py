@@ -10,8 +10,9 @@ from pathlib import Path
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
-# What jaxlib gives to YNNPACK on CPUs: all that it does by default but convolutions,
-# which XLA's own (by Eigen) take half the time for (figures in benchmarks/README.md).
+# What jaxlib gives to YNNPACK on CPUs: all that it does by default but convolutions.
+# XLA's own, by Eigen, take half the time from 32 channels on, and about the same below
+# (figures in benchmarks/README.md).
 _LIBRARY_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 _LIBRARY = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
 # jaxlib ends the process at a flag that it does not know, so others are left alone.

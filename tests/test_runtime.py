@@ -1,4 +1,5 @@
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -101,8 +102,25 @@ print("ynn" in program.as_text(), jax.device_count(), os.environ["XLA_FLAGS"].sp
 """
 
 
+def test_flags_are_left_alone_beside_libtpu(tmp_path):
+    (tmp_path / "libtpu.py").touch()
+    program = "import os; from kws_jax import runtime; runtime.configure(); " + (
+        "print(os.environ['XLA_FLAGS'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"XLA_FLAGS": "--mine=1", "PYTHONPATH": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "--mine=1\n"
+
+
 @pytest.mark.skipif(
-    not importlib.metadata.version("jaxlib").startswith("0.10."), reason="other jaxlib"
+    not importlib.metadata.version("jaxlib").startswith("0.10.")
+    or importlib.util.find_spec("libtpu") is not None,
+    reason="for this jaxlib, or beside libtpu, XLA's flags are left alone",
 )
 @pytest.mark.parametrize("library", ["", "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"])
 def test_images_are_convolved_by_the_faster_library_unless_the_user_says_otherwise(

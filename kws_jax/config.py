@@ -268,6 +268,11 @@ def seed_folders(config: ConfigDict, workdir: Path) -> list[Path]:
     return [workdir / f"seed-{config.seed + number}" for number in range(count)]
 
 
+def stage_folder(config: ConfigDict, index: int, workdir: Path) -> Path:
+    """Where a stage of the experiment in `workdir` keeps its checkpoints."""
+    return workdir / "stages" / f"{index}-{config.stages[index].name}"
+
+
 def load_single(workdir: Path) -> ConfigDict:
     """The config stored in the workdir of a single network.
 

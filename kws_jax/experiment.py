@@ -28,6 +28,7 @@ from kws_jax.stages import (
     feeding,
     filters,
     networks,
+    taken,
     validation,
 )
 from kws_jax.training import preemption
@@ -37,11 +38,16 @@ from kws_jax.workdirs import folder_of, read_json
 
 
 def run(
-    config: ConfigDict, workdir: str, arguments: Sequence[str] = ()
+    config: ConfigDict,
+    workdir: str,
+    arguments: Sequence[str] = (),
+    stages_from: str = "",
 ) -> list[dict[str, Any]]:
     """Runs all stages, the final test and the report; returns the rows of results.
 
     `arguments` are what the program was started with, to be shown in the report.
+    Stages that the workdir `stages_from` has finished are taken over (see
+    `stages.taken`).
 
     Raises:
       UserError: for everything the user can mend; what was saved stays.
@@ -51,7 +57,7 @@ def run(
     logging.set_verbosity(logging.ERROR)
     folder = folder_of(workdir)
     with preemption.watched(), WorkdirLock(folder) as lock:
-        return _run(config, folder, lock, arguments, console)
+        return _run(config, folder, lock, arguments, stages_from, console)
 
 
 def _run(
@@ -59,9 +65,13 @@ def _run(
     folder: Path,
     lock: WorkdirLock,
     arguments: Sequence[str],
+    stages_from: str,
     console: Console,
 ) -> list[dict[str, Any]]:
-    parts = prepare(config, folder, lock, arguments, console)
+    source = folder_of(stages_from) if stages_from else None
+    parts = prepare(config, folder, lock, arguments, console, source)
+    if source is not None:
+        taken.take(parts.config, source, folder, console)
     rows: list[dict[str, Any]] = []
     for index in range(len(parts.config.stages)):
         rows += dispatch.run(parts, index, folder)
@@ -77,11 +87,12 @@ def prepare(
     lock: WorkdirLock,
     arguments: Sequence[str],
     console: Console,
+    source: Path | None = None,
     check: Callable[[Parts], None] = lambda parts: None,
 ) -> Parts:
     """Opens the data, checks all that can be checked, and claims the workdir.
 
-    `check` may add checks of its own.
+    Stages are to be taken from `source`. `check` may add checks of its own.
 
     Raises:
       UserError: for everything that the user can mend.
@@ -89,7 +100,11 @@ def prepare(
     config = scaling.resolve(config, jax.device_count(), console.print)
     together.check_same("a config", configs.identity(config))
     check_workdir(config, folder)
+    if source is not None:
+        taken.check(config, source, folder)
     parts = build_parts(config, console)
+    if source is not None:
+        taken.check_data(parts, source)
     dispatch.check(parts, folder)
     detection.check(parts)
     check(parts)
@@ -155,7 +170,7 @@ def claim_workdir(parts: Parts, folder: Path) -> None:
     Raises:
       UserError: where it was started on other data, or cannot be written.
     """
-    task = {"labels": list(parts.labels), "fingerprint": parts.fingerprint}
+    task = parts.identity()
     together.check_same("data", task)
     if (folder / TASK_FILE).exists():
         stored = read_json(folder / TASK_FILE)

@@ -18,11 +18,18 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for checkpoints, logs, results and the report."
 )
+_STAGES_FROM = flags.DEFINE_string(
+    "stages_from",
+    "",
+    "Workdir whose finished stages are taken over, from the first on, as far as they "
+    "and all that is not of stages are the same there.",
+)
 distributed.define_flags()
 
 
 def _check_arguments(argv: list[str]) -> None:
-    workdirs.check_kind(command_line.value_of("workdir", argv))
+    for flag in ("workdir", "stages_from"):
+        workdirs.check_kind(command_line.value_of(flag, argv))
     file = command_line.value_of("config", argv)
     if file:
         config.check_overrides(config.load_file(file), argv, "config")
@@ -48,7 +55,7 @@ def main(argv: list[str]) -> None:
     for flag in ("workdir", *distributed.VARIABLES):
         arguments = command_line.without(flag, arguments)
     program = several_seeds if _CONFIG.value.seeds > 1 else experiment
-    program.run(_CONFIG.value, _WORKDIR.value, arguments)
+    program.run(_CONFIG.value, _WORKDIR.value, arguments, _STAGES_FROM.value)
 
 
 if __name__ == "__main__":

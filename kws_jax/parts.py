@@ -73,6 +73,10 @@ class Parts(OpenedData, Setup):
             self._programs[what] = make()
         return self._programs[what]
 
+    def identity(self) -> dict[str, Any]:
+        """What tells the data from others, kept in a workdir's task.json."""
+        return {"labels": list(self.labels), "fingerprint": self.fingerprint}
+
     def of_seed(self, seed: int) -> "Parts":
         """The same for a single `config.seed`; data and programs are shared.
 

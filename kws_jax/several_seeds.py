@@ -22,7 +22,7 @@ from kws_jax.evaluation.over_seeds import over_seeds
 from kws_jax.parts import Parts
 from kws_jax.report import seeds as seeds_report
 from kws_jax.report.page import FILE_NAME
-from kws_jax.stages import dispatch, seeds_at_once
+from kws_jax.stages import dispatch, seeds_at_once, taken
 from kws_jax.stages.stacked_seeds import Member
 from kws_jax.training import preemption
 from kws_jax.training.checkpoints import saving, write_json
@@ -31,12 +31,16 @@ from kws_jax.workdirs import folder_of
 
 
 def run(
-    config: ConfigDict, workdir: str, arguments: Sequence[str] = ()
+    config: ConfigDict,
+    workdir: str,
+    arguments: Sequence[str] = (),
+    stages_from: str = "",
 ) -> list[dict[str, Any]]:
     """Runs the experiment with each of its seeds; returns the rows of their means.
 
     Seeds differ in `config.seed` alone: they hear the same clips in the same batches.
-    Run again with the same workdir, it goes on where it stopped.
+    Run again with the same workdir, it goes on where it stopped. Stages that the same
+    seeds have finished in the workdir `stages_from` are taken over.
 
     Raises:
       UserError: for everything the user can mend; what was saved stays.
@@ -45,11 +49,12 @@ def run(
     console, quiet = Console(highlight=False), Console(quiet=True)
     logging.set_verbosity(logging.ERROR)
     folder = folder_of(workdir)
+    source = folder_of(stages_from) if stages_from else None
     with contextlib.ExitStack() as held:
         held.enter_context(preemption.watched())
         lock = held.enter_context(WorkdirLock(folder))
         parts = experiment.prepare(
-            config, folder, lock, arguments, console, check=_check_wish
+            config, folder, lock, arguments, console, source, _check_wish
         )
         at_once = _stages_at_once(parts, folder, console)
         members = [
@@ -60,6 +65,9 @@ def run(
             experiment.check_workdir(member.parts.config, member.folder)
             held.enter_context(WorkdirLock(member.folder)).take(make=True)
             experiment.claim_workdir(member.parts, member.folder)
+            if source is not None:
+                there = source / member.folder.name
+                taken.take(member.parts.config, there, member.folder, console)
             if together.is_first():
                 seed = member.parts.config.seed
                 alone = [*arguments, f"--config.seed={seed}", "--config.seeds=1"]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from four_devices import on_four_devices
 from ml_collections import ConfigDict
@@ -262,6 +263,36 @@ def test_a_run_taken_up_again_ends_as_an_undisturbed_one(finished, tmp_path):
     dispatch.run(finished.parts, 0, tmp_path)
     chex.assert_trees_all_equal(last_state(finished.parts, tmp_path), finished.state)
     assert lines(tmp_path) == lines(finished.folder)
+
+
+@pytest.mark.parametrize("modes", [("joint", "none"), ("none", "class")])
+def test_weights_keep_their_optimiser_where_tables_come_and_go(
+    tiny_network, tmp_path, modes
+):
+    config = tiny_config(steps=STEPS, batch_size=BATCH)
+    later = config.stages[0].copy_and_resolve_references()
+    later.update(name="later", optimizer_start="continue")
+    config.stages = (config.stages[0], later)
+    for stage, mode in zip(config.stages, modes, strict=True):
+        stage.data_parameters.mode = mode
+    parts = tiny_parts(config, CLIPS)
+    dispatch.run(parts, 0, tmp_path)
+    transformation, _ = create_optimizer(config.stages[0].optimizer, STEPS)
+    transformations = {WEIGHTS: transformation}
+    table = StageTable(parts, later, tmp_path)
+    if modes[1] != "none":
+        transformations[DATA_PARAMETERS] = table.transformation()
+    more = table.trees() if modes[1] != "none" else {}
+    start = train.starting_state(parts, 1, tmp_path, Tiny(), transformations, more)
+    assert {*start.opt_state} == {*start.trees} == {*transformations}
+    # As the file has it, whatever this program thinks of its structure.
+    file = tmp_path / f"stages/0-train/last/{STEPS}/state"
+    saved = ocp.StandardCheckpointer().restore(file)["opt_state"][WEIGHTS]
+    chex.assert_trees_all_equal(
+        jax.tree.leaves(start.opt_state[WEIGHTS]), jax.tree.leaves(saved)
+    )
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(saved))
+    dispatch.run(parts, 1, tmp_path)
 
 
 def test_a_table_of_other_clips_is_refused(finished):

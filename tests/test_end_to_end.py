@@ -250,6 +250,26 @@ def test_a_finished_experiment_is_not_trained_again(searched, run, speech):
     assert again == kept
 
 
+def test_stages_of_another_workdir_are_taken_on_the_command_line(
+    run, speech, trained, tmp_path
+):
+    flags = train_flags(speech)
+    flags += [f"--workdir={tmp_path / 'run'}", f"--stages_from={trained}"]
+    code, out, err = run("main", *flags)
+    assert code == 0, err
+    assert f"Taken from {trained}: 'train'\n" in out
+    assert rows_of(tmp_path / "run") == rows_of(trained)
+    command = json.loads((tmp_path / "run" / "command.json").read_text())
+    assert command == flags[:-2] + flags[-1:]
+
+    code, _, err = run("main", *flags, "--config.network.width=0.5")
+    assert code == 2
+    assert "belongs to another experiment" in err
+    code, _, err = run("main", *flags, "--stages_from=s3://bucket/run")
+    assert code == 2
+    assert "unknown kind" in err
+
+
 def last_steps(workdir: Path) -> list[int]:
     """Steps of the complete checkpoints to go on from."""
     folder = workdir / "stages" / "0-train" / "last"

@@ -199,10 +199,9 @@ def create_stage_table(parts: Parts, index: int, folder: Path) -> StageTable | N
     Raises:
       UserError: where the stage has saved those of other clips.
     """
-    stage = parts.config.stages[index]
-    if not _wants_table(stage):
+    table = stage_table(parts, index, folder)
+    if table is None:
         return None
-    table = _table_of(parts, stage, folder)
     _check_facts(table, index)
     if together.is_first():
         where = runner.stage_folder(parts, index, folder)
@@ -212,13 +211,19 @@ def create_stage_table(parts: Parts, index: int, folder: Path) -> StageTable | N
     return table
 
 
+def stage_table(parts: Parts, index: int, folder: Path) -> StageTable | None:
+    """The same, of a stage that another begins after; nothing is checked or kept."""
+    stage = parts.config.stages[index]
+    return _table_of(parts, stage, folder) if _wants_table(stage) else None
+
+
 def check(parts: Parts, folder: Path) -> None:
     """Raises UserError for data parameters that cannot be trained or taken up again."""
     for index, stage in enumerate(parts.config.stages):
-        if not _wants_table(stage):
+        table = stage_table(parts, index, folder)
+        if table is None:
             continue
         _check_settings(stage.data_parameters, f"config.stages[{index}]")
-        table = _table_of(parts, stage, folder)
         table.trees()
         _check_facts(table, index)
 

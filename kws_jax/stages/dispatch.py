@@ -45,7 +45,7 @@ _OPTIMIZERS = (
     "range_optimizer",
     "bits_optimizer",
 )
-_FINDS_GENOTYPE = ("search", "proxyless_search", "random_search")
+FINDS_GENOTYPE = ("search", "proxyless_search", "random_search")
 # Kinds of stages of one search method alone.
 _METHOD_OF = {"proxyless_search": "proxyless", "random_search": "random"}
 
@@ -64,7 +64,7 @@ def check(parts: Parts, folder: Path) -> None:
     for index, stage in enumerate(stages):
         if stage.kind == "proxyless_search" or draw.draws_layers(parts, stage):
             proxyless_space.check(parts)
-        elif stage.kind in _FINDS_GENOTYPE:
+        elif stage.kind in FINDS_GENOTYPE:
             search.create_space(parts)
         if stage.kind == "search":
             search.create_method(parts)
@@ -84,7 +84,7 @@ def check(parts: Parts, folder: Path) -> None:
     data_parameters.check(parts, folder)
     if parts.config.data.on_device:
         parts.check_room()
-    finds = any(stage.kind in _FINDS_GENOTYPE for stage in stages)
+    finds = any(stage.kind in FINDS_GENOTYPE for stage in stages)
     if finds and networks.finds_genotype(parts):
         model = networks.stand_in(parts)
     else:
@@ -117,7 +117,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     rows = together.agreed(read_json(done) if here else None)
     if rows is not None:
         return rows
-    if stage.kind in _FINDS_GENOTYPE and not networks.finds_genotype(parts):
+    if stage.kind in FINDS_GENOTYPE and not networks.finds_genotype(parts):
         print(
             f"Stage {stage.name!r} left out: "
             f"config.network.{networks.found_field(parts)} names the network"

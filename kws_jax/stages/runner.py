@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from kws_jax import config as configs
 from kws_jax import together
 from kws_jax.data.tuples import tuple_classes
 from kws_jax.errors import UserError
@@ -34,7 +35,7 @@ _TRAINS_NETWORK = ("train", "embed")
 
 def stage_folder(parts: Setup, index: int, folder: Path) -> Path:
     """Where a stage keeps its checkpoints."""
-    return folder / "stages" / f"{index}-{parts.config.stages[index].name}"
+    return configs.stage_folder(parts.config, index, folder)
 
 
 def plan_of(parts: Parts, index: int, clips: int) -> loop.StagePlan:

@@ -33,7 +33,7 @@ from kws_jax.stages.stacked_seeds import (
     told_of_each,
 )
 from kws_jax.training import loop, sharding
-from kws_jax.training.checkpoints import saving, write_json
+from kws_jax.training.checkpoints import COMPLETE_FILE, saving, write_json
 from kws_jax.training.finiteness import NotFiniteError
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.optimizers import updates_made
@@ -81,7 +81,7 @@ def _has_last(where: Path) -> bool:
     saved = [path for path in last.iterdir() if path.name.isdigit()]
     if in_bucket(last):
         # Orbax writes in place there, and marks what is complete.
-        saved = [path for path in saved if (path / "commit_success.txt").exists()]
+        saved = [path for path in saved if (path / COMPLETE_FILE).exists()]
     return bool(saved)
 
 

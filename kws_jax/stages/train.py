@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import optax
 from ml_collections import ConfigDict
 
 from kws_jax.data.conditions import CLEAN
@@ -25,6 +26,7 @@ from kws_jax.stages.epochs import tell_of_temperature, with_epoch
 from kws_jax.stages.learner import create_learner
 from kws_jax.training.optimizers import updates_made
 from kws_jax.training.state import (
+    DATA_PARAMETERS,
     WEIGHTS,
     TrainState,
     create_train_state,
@@ -97,8 +99,9 @@ def starting_state(
     """Where a stage begins; `more_trees` are what it trains beside the weights.
 
     After a stage that trained the network, that is its best weights and statistics, and
-    where optimizer_start says 'continue' also its optimiser as it was in the end, so
-    that the schedule goes on. Else it is weights that depend on config.seed alone.
+    where optimizer_start says 'continue' also their optimiser as it was in the end, so
+    that the schedule goes on; the trees beside the weights begin anew. Else it is
+    weights that depend on config.seed alone.
     """
     if not runner.follows_training(parts, index):
         return initial_state(parts, model, transformations, more_trees)
@@ -107,20 +110,41 @@ def starting_state(
     trees = {**best.trees, **more_trees}
     state = create_train_state(trees, best.batch_stats, transformations)
     if runner.continues_optimizer(parts, index):
-        last = runner.last_state(parts, index - 1, folder, like)
-        state = state.replace(opt_state=last.opt_state)
+        own = transformations[WEIGHTS]
+        opt_state = _last_of_weights(parts, index - 1, folder, model, own)
+        state = state.replace(opt_state={**state.opt_state, WEIGHTS: opt_state})
     return state
 
 
+def _last_of_weights(
+    parts: Parts,
+    index: int,
+    folder: Path,
+    model: nn.Module,
+    transformation: optax.GradientTransformation,
+) -> PyTree:
+    """The weights' optimiser at the end of stage `index`."""
+    transformations, trees = {WEIGHTS: transformation}, {}
+    table = data_parameters.stage_table(parts, index, folder)
+    if table:
+        transformations[DATA_PARAMETERS] = table.transformation()
+        trees = table.trees()
+    like = _state_shapes(parts, model, transformations, trees)
+    return runner.last_state(parts, index, folder, like).opt_state[WEIGHTS]
+
+
 def _state_shapes(
-    setup: Setup, model: nn.Module, transformations: dict[str, Any]
+    setup: Setup,
+    model: nn.Module,
+    transformations: dict[str, Any],
+    more_trees: Mapping[str, PyTree] = MappingProxyType({}),
 ) -> TrainState:
     """Shapes and types of `initial_state`, without computing it."""
     shapes = networks.variable_shapes(model, networks.sample_features(setup))
     params, batch_stats = networks.split_variables(shapes)
     return jax.eval_shape(
         functools.partial(create_train_state, transformations=transformations),
-        {WEIGHTS: params},
+        {WEIGHTS: params, **more_trees},
         batch_stats,
     )
 

@@ -21,6 +21,8 @@ from kws_jax.training import failed_saves, sharding
 
 PyTree = Any
 _ITEM, _NOTES = "state", "notes"
+# With which Orbax marks a checkpoint in a bucket that is complete.
+COMPLETE_FILE = "commit_success.txt"
 # Among the saved notes: the digests of state and notes, by the names above.
 _DIGESTS = "digests"
 _NOTES_ALONE = ocp.args.Composite(**{_NOTES: ocp.args.JsonRestore()})

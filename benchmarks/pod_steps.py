@@ -89,7 +89,7 @@ def _learned_bits(model: Any, features: np.ndarray) -> Step:
     signed = dict.fromkeys(sites.activation_counts, True)
     network = QuantizedNetwork(model, sites, Bits(**stage.bits.to_dict()), signed)
     trees = {WEIGHTS: params, **network.initial_trees(dict.fromkeys(signed, 1.0))}
-    transformations, _ = quantize.transformations_of(stage, 1000)
+    transformations, _ = quantize.transformations_of(stage, 1000, steps_per_epoch=100.0)
     transformations = {label: transformations[label] for label in trees}
     state = create_train_state(trees, batch_stats, transformations)
     parts: Any = SimpleNamespace(

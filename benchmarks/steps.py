@@ -130,7 +130,9 @@ def training_step(
     stage.optimizer.update(
         schedule="constant", learning_rate=LEARNING_RATE, weight_decay=0.0
     )
-    transformations = {WEIGHTS: create_optimizer(stage.optimizer, 1)[0]}
+    transformations = {
+        WEIGHTS: create_optimizer(stage.optimizer, 1, steps_per_epoch=1.0)[0]
+    }
     table = _table(stage, num_labels, clips) if clips else None
     if table:
         transformations[DATA_PARAMETERS] = table.transformation()
@@ -198,8 +200,10 @@ def search_step(
     stage = autokws.get_config("darts").stages[0]
     stage.optimizer.update(schedule="constant", learning_rate=LEARNING_RATE)
     transformations = {
-        WEIGHTS: create_optimizer(stage.optimizer, 1)[0],
-        ARCHITECTURE: create_optimizer(stage.architecture_optimizer, 1)[0],
+        WEIGHTS: create_optimizer(stage.optimizer, 1, steps_per_epoch=1.0)[0],
+        ARCHITECTURE: create_optimizer(
+            stage.architecture_optimizer, 1, steps_per_epoch=1.0
+        )[0],
     }
     method = create_method("darts")
     supernet = create(labels, space)
@@ -236,7 +240,9 @@ def path_step(
     """A weight step that has no other path, and its (state, batch, key)."""
     stage = end_to_end_nas.get_config().stages[0]
     stage.optimizer.update(schedule="constant", learning_rate=LEARNING_RATE)
-    transformations = {WEIGHTS: create_optimizer(stage.optimizer, 1)[0]}
+    transformations = {
+        WEIGHTS: create_optimizer(stage.optimizer, 1, steps_per_epoch=1.0)[0]
+    }
     supernet = PathNet(labels, space)
     places = [names.index(own) for names, own in zip(space.candidates, layers)]
     architecture = tuple(

@@ -167,7 +167,9 @@ def experiment(clips=CLIPS, **settings):
 
 def last_state(parts, folder):
     transformations = {
-        WEIGHTS: create_optimizer(parts.config.stages[0].optimizer, STEPS)[0]
+        WEIGHTS: create_optimizer(
+            parts.config.stages[0].optimizer, STEPS, steps_per_epoch=1.0
+        )[0]
     }
     table = StageTable(parts, parts.config.stages[0], folder)
     transformations[DATA_PARAMETERS] = table.transformation()
@@ -277,7 +279,9 @@ def test_weights_keep_their_optimiser_where_tables_come_and_go(
         stage.data_parameters.mode = mode
     parts = tiny_parts(config, CLIPS)
     dispatch.run(parts, 0, tmp_path)
-    transformation, _ = create_optimizer(config.stages[0].optimizer, STEPS)
+    transformation, _ = create_optimizer(
+        config.stages[0].optimizer, STEPS, steps_per_epoch=1.0
+    )
     transformations = {WEIGHTS: transformation}
     table = StageTable(parts, later, tmp_path)
     if modes[1] != "none":

@@ -28,7 +28,9 @@ def trained(folder, **changes):
     config.stages[0].eval_every_epochs = EVAL_EVERY * 8 / CLIPS
     parts = tiny_parts(config, CLIPS)
     train.run(parts, 0, folder)
-    optimizer, _ = create_optimizer(config.stages[0].optimizer, STEPS)
+    optimizer, _ = create_optimizer(
+        config.stages[0].optimizer, STEPS, steps_per_epoch=1.0
+    )
     model = networks.create_network(parts, folder)
     like = train.initial_state(parts, model, {WEIGHTS: optimizer})
     kept = StageCheckpoints(runner.stage_folder(parts, 0, folder), read_only=True)

@@ -31,7 +31,7 @@ def settings(**changes):
 
 
 def rates(**changes):
-    schedule = create_schedule(settings(**changes), STEPS)
+    schedule = create_schedule(settings(**changes), STEPS, steps_per_epoch=1.0)
     return np.array([float(schedule(step)) for step in range(STEPS + 1)])
 
 
@@ -51,7 +51,8 @@ def test_step_schedule_divides_the_rate_after_each_third():
 
 
 def test_step_fractions_that_round_to_one_step_each_count():
-    schedule = create_schedule(settings(schedule="step", step_at=(0.49, 0.51)), 4)
+    fractions = settings(schedule="step", step_at=(0.49, 0.51))
+    schedule = create_schedule(fractions, 4, steps_per_epoch=1.0)
     found = [float(schedule(step)) for step in range(4)]
     np.testing.assert_allclose(found, [0.1, 0.1, 0.001, 0.001], rtol=1e-5)
 
@@ -77,7 +78,7 @@ def test_unknown_schedule_names_the_nearest():
 
 def test_unknown_optimizer_names_the_nearest():
     with pytest.raises(UserError, match=r"'adamw' is unknown: did you mean 'adam'"):
-        create_optimizer(settings(name="adamw"), STEPS)
+        create_optimizer(settings(name="adamw"), STEPS, steps_per_epoch=1.0)
 
 
 PARAMS = {"kernel": np.array([[2.0, -4.0]], np.float32), "bias": np.float32([8.0])}
@@ -86,7 +87,9 @@ GRADIENTS = {"kernel": np.array([[0.5, 0.25]], np.float32), "bias": np.float32([
 
 def steps_of(changes, count=2):
     """Updates of `count` steps on the same gradient, the parameters standing still."""
-    transformation, _ = create_optimizer(settings(**changes), STEPS)
+    transformation, _ = create_optimizer(
+        settings(**changes), STEPS, steps_per_epoch=1.0
+    )
     params, gradients = (
         {k: jnp.asarray(v) for k, v in t.items()} for t in (PARAMS, GRADIENTS)
     )
@@ -154,7 +157,9 @@ def test_differentiable_clipping_makes_the_same_updates(name):
     changed = settings(name=name, clip_norm=0.5, weight_decay=0.1)
     updates = []
     for differentiable in (False, True):
-        tx, _ = create_optimizer(changed, STEPS, differentiable=differentiable)
+        tx, _ = create_optimizer(
+            changed, STEPS, differentiable=differentiable, steps_per_epoch=1.0
+        )
         update, state = tx.update(tree, tx.init(tree), tree)
         updates.append((update, tx.update(tree, state, tree)[0]))
     chex.assert_trees_all_close(*updates, rtol=1e-5)

@@ -180,7 +180,7 @@ def test_rate_of_the_architecture_rises_from_nothing_to_the_rate():
         "schedule": "rising_cosine",
         "learning_rate": 4e-3,
     }
-    schedule = create_schedule(settings, 40)
+    schedule = create_schedule(settings, 40, steps_per_epoch=1.0)
     got = [float(schedule(step)) for step in range(41)]
     t = np.arange(41) / 40
     np.testing.assert_allclose(got, 4e-3 * (1 + np.cos(np.pi * (1 + t / 2))), atol=1e-8)
@@ -260,7 +260,7 @@ def test_unused_weights_keep_value_and_momentum():
         "weight_decay": 0.01,
         "clip_norm": 100.0,
     }
-    tx, _ = create_optimizer(settings, 10)
+    tx, _ = create_optimizer(settings, 10, steps_per_epoch=1.0)
     tree = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
     state = tx.init(tree)
     w, momentum = np.ones((2, 3)), np.zeros((2, 3))

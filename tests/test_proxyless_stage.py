@@ -4,6 +4,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from network_values import QUICK
@@ -14,7 +15,8 @@ from kws_jax.errors import UserError
 from kws_jax.frontends.registry import create_frontend
 from kws_jax.models.counting import count_macs, count_parameters
 from kws_jax.models.mbconv import load_layers
-from kws_jax.stages import dispatch, networks, proxyless_space, runner
+from kws_jax.stages import dispatch, networks, proxyless, proxyless_space, runner
+from kws_jax.training import loop
 from kws_jax.training.state import ARCHITECTURE, WEIGHTS
 
 
@@ -194,3 +196,20 @@ def test_given_layers_make_the_search_needless(tmp_path):
 def test_a_method_that_the_stages_do_not_use_is_refused(words, method, tmp_path):
     with pytest.raises(UserError, match=f"method = '{method}', but .* by '"):
         dispatch.check(nas_parts(words, method=method), tmp_path)
+
+
+def test_epochs_of_the_architecture_count_from_where_it_begins_to_move():
+    stage = end_to_end_nas.get_config("cpu").unlock().stages[1]
+    stage.update(architecture_every=5, warmup_epochs=1.0)
+    stage.architecture_optimizer.update(
+        schedule="epoch_step", step_epochs=(2.0,), step_factor=0.0
+    )
+    plan = loop.StagePlan("search", 100, 20.0, 20, 10, 8)
+    made, _ = proxyless._optimizers(stage, plan)
+    alphas, moves = {"alpha": jnp.ones(3)}, []
+    state = made[ARCHITECTURE].init(alphas)
+    for _ in range(10):
+        updates, state = made[ARCHITECTURE].update(alphas, state, alphas)
+        moves.append(bool(jnp.any(updates["alpha"] != 0)))
+    # Two epochs of twenty steps, of which it moves in every fifth.
+    assert moves == [True] * 8 + [False] * 2

@@ -69,6 +69,23 @@ def finished(tmp_path_factory):
     )
 
 
+def test_rates_may_fall_after_epochs_in_every_optimiser_of_the_stage():
+    stage = quantized.get_config("learned_bits,cpu").unlock().stages[-1]
+    for name in ("optimizer", "range_optimizer", "bits_optimizer"):
+        stage[name].update(schedule="epoch_step", step_epochs=(2.0,), step_factor=0.0)
+        stage[name].update(weight_decay=0.0)
+    made, schedule = quantize.transformations_of(stage, 50, steps_per_epoch=10.0)
+    assert [schedule(step) > 0 for step in (19, 20)] == [True, False]
+    assert len(made) == 3
+    for label, transformation in made.items():
+        values = {"kernel": jnp.full((1, 1), 3.0)}
+        state, moves = transformation.init(values), []
+        for _ in range(22):
+            updates, state = transformation.update(values, state, values)
+            moves.append(float(updates["kernel"][0, 0]) != 0)
+        assert moves == [True] * 20 + [False] * 2, label
+
+
 def test_rows_give_bits_by_layer_that_agree_with_their_means(finished):
     _, rows, network, _ = finished
     found = {r["metric"]: r["value"] for r in rows if r["stage"] == "quantize"}

@@ -201,7 +201,9 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     stage = parts.config.stages[index]
     model = networks.create_network(parts, folder)
     plan = runner.plan_of(parts, index, len(parts.task.train))
-    transformation, schedule = create_optimizer(stage.optimizer, plan.total_steps)
+    transformation, schedule = create_optimizer(
+        stage.optimizer, plan.total_steps, steps_per_epoch=plan.steps_per_epoch
+    )
     transformations = {WEIGHTS: for_part(transformation, "encoder")}
     loss_fn = embedding_loss(
         parts,

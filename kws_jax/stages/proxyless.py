@@ -107,11 +107,18 @@ def _start(stage: ConfigDict, plan: StagePlan) -> int:
 
 
 def _optimizers(stage: ConfigDict, plan: StagePlan) -> tuple[dict[str, Any], Any]:
-    weights, schedule = create_optimizer(stage.optimizer, plan.total_steps)
-    if not stage.architecture_every:
+    weights, schedule = create_optimizer(
+        stage.optimizer, plan.total_steps, steps_per_epoch=plan.steps_per_epoch
+    )
+    every = stage.architecture_every
+    if not every:
         return {WEIGHTS: weights}, schedule
-    moved = (plan.total_steps - _start(stage, plan)) // stage.architecture_every
-    architecture, _ = create_optimizer(stage.architecture_optimizer, moved)
+    # Its epochs count from where it begins to move.
+    architecture, _ = create_optimizer(
+        stage.architecture_optimizer,
+        (plan.total_steps - _start(stage, plan)) // every,
+        steps_per_epoch=plan.steps_per_epoch / every,
+    )
     return {WEIGHTS: weights, ARCHITECTURE: architecture}, schedule
 
 

@@ -1,6 +1,7 @@
 """Stage "quantize": a trained network goes on learning with few bits."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -90,7 +91,9 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     _tell_unfolded(sites)
 
     plan = runner.plan_of(parts, index, len(parts.task.train))
-    transformations, schedule = transformations_of(stage, plan.total_steps)
+    transformations, schedule = transformations_of(
+        stage, plan.total_steps, steps_per_epoch=plan.steps_per_epoch
+    )
     trees = {**before.trees, **network.initial_trees(bounds)}
     state = create_train_state(
         trees,
@@ -283,12 +286,15 @@ def _tell_unfolded(sites: Sites) -> None:
 
 
 def transformations_of(
-    stage: ConfigDict, total_steps: int
+    stage: ConfigDict, total_steps: int, *, steps_per_epoch: float
 ) -> tuple[dict[str, optax.GradientTransformation], optax.Schedule]:
     """Label -> optimiser of weights, ranges and bits; the learning rate of weights."""
-    weights, schedule = create_optimizer(stage.optimizer, total_steps)
-    bounds, _ = create_optimizer(stage.range_optimizer, total_steps)
-    bits, _ = create_optimizer(stage.bits_optimizer, total_steps)
+    create = functools.partial(
+        create_optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+    )
+    weights, schedule = create(stage.optimizer)
+    bounds, _ = create(stage.range_optimizer)
+    bits, _ = create(stage.bits_optimizer)
     bits = optax.chain(bits, learned.keep_in_range(stage.bits.most))
     return {WEIGHTS: weights, BOUNDS: bounds, BITS: bits}, schedule
 

@@ -22,7 +22,7 @@ def create_schedule(
     settings: Mapping[str, Any],
     total_steps: int,
     *,
-    steps_per_epoch: float | None = None,
+    steps_per_epoch: float,
 ) -> optax.Schedule:
     """The learning rate as a function of the step.
 
@@ -32,7 +32,7 @@ def create_schedule(
         epochs are over), `step_factor` (step, epoch_step), `warmup_fraction` (a linear
         rise from 0, for every schedule).
       total_steps: the length of the stage.
-      steps_per_epoch: for epoch_step.
+      steps_per_epoch: updates in an epoch, for epoch_step.
 
     Raises:
       UserError: for an unknown schedule, fractions outside (0, 1), epochs that are not
@@ -63,10 +63,10 @@ def create_schedule(
         schedule = _stepwise(rate, steps, settings["step_factor"])
     elif name == "epoch_step":
         epochs = settings["step_epochs"]
-        if steps_per_epoch is None or not epochs or any(e <= 0 for e in epochs):
+        if not epochs or any(e <= 0 for e in epochs):
             raise UserError(
                 f"optimizer.step_epochs = {epochs!r}: give numbers of epochs above 0, "
-                "for example (5, 9, 13), in a stage that goes over clips in epochs."
+                "for example (5, 9, 13)."
             )
         steps = [round(epoch * steps_per_epoch) for epoch in epochs]
         schedule = _stepwise(rate, steps, settings["step_factor"])
@@ -106,7 +106,7 @@ def create_optimizer(
     settings: Mapping[str, Any],
     total_steps: int,
     *,
-    steps_per_epoch: float | None = None,
+    steps_per_epoch: float,
     differentiable: bool = False,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The transformation of one tree and its learning-rate schedule.

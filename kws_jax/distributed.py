@@ -38,6 +38,8 @@ _START_SECONDS, _END_SECONDS = 300, 300
 # For the others to read why one ends, before it does.
 _FAREWELL_SECONDS = 1.0
 _FAILURE = "kws_jax/failure"
+# The thread that waits for it.
+_WATCHER = "failures"
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -152,7 +154,7 @@ def start(given: Mapping[str, str]) -> bool:
     _initialize(place, cluster)
     _speak_alone()
     _meet()
-    threading.Thread(target=_watch, daemon=True, name="failures").start()
+    threading.Thread(target=_watch, daemon=True, name=_WATCHER).start()
     return True
 
 
@@ -231,6 +233,11 @@ def finish() -> None:
         import jax
 
         jax.distributed.shutdown()
+        # What the watcher waits for will not come any more. Should it wake up only when
+        # the interpreter ends, Python ends it in the midst of C++, which aborts all.
+        for thread in threading.enumerate():
+            if thread.name == _WATCHER:
+                thread.join(_END_SECONDS)
 
 
 def leave(code: int, message: object) -> NoReturn:

@@ -9,9 +9,11 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from jax._src.clusters import cloud_tpu_cluster
@@ -380,6 +382,27 @@ def test_a_failure_is_heard_of_after_a_day_too(then, codes, monkeypatch, capsys)
     distributed._watch()
     assert ended == codes
     assert ("a wrong flag" in capsys.readouterr().err) == bool(codes)
+
+
+def test_the_end_waits_for_the_thread_that_watches(monkeypatch):
+    over = threading.Event()
+
+    class Slow:
+        """A connection whose waits end some time after it is closed."""
+
+        def blocking_key_value_get(self, key, milliseconds):
+            over.wait()
+            time.sleep(0.3)
+            raise RuntimeError("CANCELLED: the connection is closed")
+
+    monkeypatch.setattr(distributed, "client", Slow)
+    monkeypatch.setattr(jax.distributed, "shutdown", over.set)
+    watcher = threading.Thread(
+        target=distributed._watch, daemon=True, name=distributed._WATCHER
+    )
+    watcher.start()
+    distributed.finish()
+    assert not watcher.is_alive()
 
 
 def scaled(rule, **changes):

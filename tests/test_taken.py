@@ -126,6 +126,15 @@ def test_an_interrupted_copy_is_mended(words, source, tmp_path):
     assert results_of(folder) == expected
     assert lines_of(folder / "metrics.jsonl") == lines
 
+    # And one between two stages.
+    (folder / "stages/2-last/done.json").unlink()
+    experiment.run(config, str(folder), stages_from=str(source))
+    assert results_of(folder) == expected
+    assert lines_of(folder / "metrics.jsonl") == lines
+    summary = json.loads((folder / "data_parameters.json").read_text())
+    assert {*summary} == {"train", "last"}
+    assert summary == json.loads((source / "data_parameters.json").read_text())
+
 
 def test_seeds_take_their_own_stages(words, tmp_path, capsys):
     config = trained(words, seeds=2)

@@ -176,7 +176,8 @@ def _take_findings(
         summary = read_json(source / SUMMARY_FILE)
         own = {name: entry for name, entry in summary.items() if name in names}
         if own:
-            write_json(folder / SUMMARY_FILE, own)
+            kept = folder / SUMMARY_FILE
+            write_json(kept, (read_json(kept) if kept.exists() else {}) | own)
 
 
 def _copy_stage(config: ConfigDict, index: int, source: Path, folder: Path) -> None:

@@ -33,6 +33,8 @@ _MAY_DIFFER = re.compile(
     r"|batch_size_of|learning_rate_scaling"
     r"|(evaluation|detection)\..*"
 )
+# Of the differences between two experiments, in a message.
+MOST_SHOWN = 5
 # Fields that not all versions had, and what those did that had none.
 _BEFORE_FIELDS = {
     "batch_norm_of": scaling.GLOBAL,
@@ -319,21 +321,30 @@ def fields(config: ConfigDict) -> dict[str, Any]:
 
 def check_same(config: ConfigDict, stored: ConfigDict, workdir: Path) -> None:
     """Raises UserError where `workdir` holds another experiment than `config`."""
-    new, old = identity(config), identity(stored)
-    differing = [
-        name
-        for name in sorted(new.keys() | old.keys())
-        if new.get(name) != old.get(name)
-    ]
+    differing = differences(config, stored)
     if differing:
-        shown = "\n".join(
-            f"  config.{n}: {old.get(n)!r} there, {new.get(n)!r} here"
-            for n in differing[:5]
-        )
+        shown = "\n".join(list(differing.values())[:MOST_SHOWN])
         raise UserError(
             f"--workdir={workdir} belongs to another experiment:\n{shown}\nChoose "
             "another --workdir, or give the config that it was started with."
         )
+
+
+def differences(config: ConfigDict, stored: ConfigDict) -> dict[str, str]:
+    """Field -> a line on what it is in `stored` (there) and in `config` (here).
+
+    Of those alone that make them different experiments.
+    """
+    new, old = identity(config), identity(stored)
+
+    def shown(values: dict[str, Any], name: str) -> str:
+        return repr(values[name]) if name in values else "no such field"
+
+    return {
+        name: f"  config.{name}: {shown(old, name)} there, {shown(new, name)} here"
+        for name in sorted(new.keys() | old.keys())
+        if new.get(name) != old.get(name)
+    }
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from test_end_to_end import KEYWORDS, SPEAKERS, lines_of, without_clock, write_words
+from test_end_to_end import SPEAKERS, lines_of, on_words, without_clock, write_words
 from tiny_parts import killed_after_saving, tiny_config, tiny_parts
 
 from configs import convmixer
@@ -41,12 +41,7 @@ def config(tmp_path_factory):
     config = convmixer.get_config("tc_resnet8,demo")
     config.network.width = 0.25
     config.log_every_steps = 1
-    config.data.update(
-        source="folder",
-        dir=str(folder / "words"),
-        cache_dir=str(folder / "cache"),
-        keywords=",".join(KEYWORDS),
-    )
+    on_words(config, folder)
     config.evaluation.update(snr_db=(10.0,), batch_size=16)
     for stage in config.stages:
         stage.update(batch_size=BATCH, epochs=3.0)

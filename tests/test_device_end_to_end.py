@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from test_end_to_end import KEYWORDS, SPEAKERS, TEST_CLIPS, write_words
+from test_end_to_end import SPEAKERS, TEST_CLIPS, on_words, write_words
 
 from configs import tc_resnet
 from kws_jax import config as configs
@@ -25,14 +25,8 @@ def config(tmp_path):
         soundfile.write(tmp_path / "rooms" / f"{i}.wav", 0.1 * room, 16_000)
     config = tc_resnet.get_config("8")
     config.network.width = 0.25
-    config.data.update(
-        source="folder",
-        dir=str(tmp_path / "words"),
-        cache_dir=str(tmp_path / "cache"),
-        keywords=",".join(KEYWORDS),
-        on_device=True,
-        rooms=str(tmp_path / "rooms"),
-    )
+    on_words(config, tmp_path)
+    config.data.update(on_device=True, rooms=str(tmp_path / "rooms"))
     config.update(steps_per_call=4, compute_dtype="bfloat16", log_every_steps=LOG_EVERY)
     config.evaluation.update(snr_db=(10.0,), batch_size=16)
     (stage,) = config.stages

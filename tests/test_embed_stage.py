@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,6 +136,19 @@ def test_validation_of_embeddings_is_the_nearest_class_mean(parts, model, finish
     )(state)
     assert measures["accuracy"] == pytest.approx(accuracy)
     assert measures["loss"] == pytest.approx(logs.mean(), rel=1e-4)
+
+
+def test_its_rate_may_fall_after_epochs(tmp_path):
+    config = two_stages()
+    config.log_every_steps = 1
+    config.stages[0].optimizer.update(
+        schedule="epoch_step", step_epochs=(1.0,), step_factor=0.5
+    )
+    dispatch.run(tiny_parts(config, CLIPS), 0, tmp_path)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line).get("learning_rate") for line in lines]
+    # An epoch of 23 clips has 2.3 steps of two tuples with five clips each.
+    assert [rate for rate in found if rate] == pytest.approx([0.05, 0.05, 0.025])
 
 
 # Of TUPLES tuples: the anchor's label twice, then the others in an order of their own.

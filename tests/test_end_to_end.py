@@ -63,6 +63,16 @@ def write_words(folder: Path) -> None:
         soundfile.write(folder / "_background_noise_" / f"{name}.wav", noise, RATE)
 
 
+def on_words(config, folder):
+    """Has an experiment take the tones that `write_words(folder / "words")` made."""
+    config.data.update(
+        source="folder",
+        dir=str(folder / "words"),
+        cache_dir=str(folder / "cache"),
+        keywords=",".join(KEYWORDS),
+    )
+
+
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "words"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from network_values import random_variables
 from rich.console import Console
-from test_end_to_end import KEYWORDS, write_words
+from test_end_to_end import on_words, write_words
 
 from configs import quantized
 from kws_jax import experiment
@@ -31,8 +31,7 @@ QUIET = Console(quiet=True)
 def tiny_config(folder):
     config = quantized.get_config("w4a4,cpu").unlock()
     config.network.width = 0.25
-    config.data.update(source="folder", dir=str(folder / "words"))
-    config.data.update(cache_dir=str(folder / "cache"), keywords=",".join(KEYWORDS))
+    on_words(config, folder)
     config.evaluation.update(snr_db=(), batch_size=16)
     return config
 

@@ -201,11 +201,11 @@ def test_a_method_that_the_stages_do_not_use_is_refused(words, method, tmp_path)
 def test_epochs_of_the_architecture_count_from_where_it_begins_to_move():
     stage = end_to_end_nas.get_config("cpu").unlock().stages[1]
     stage.update(architecture_every=5, warmup_epochs=1.0)
-    stage.architecture_optimizer.update(
-        schedule="epoch_step", step_epochs=(2.0,), step_factor=0.0
-    )
+    for optimizer in (stage.optimizer, stage.architecture_optimizer):
+        optimizer.update(schedule="epoch_step", step_epochs=(2.0,), step_factor=0.0)
     plan = loop.StagePlan("search", 100, 20.0, 20, 10, 8)
-    made, _ = proxyless._optimizers(stage, plan)
+    made, schedule = proxyless._optimizers(stage, plan)
+    assert [float(schedule(step)) > 0 for step in (39, 40)] == [True, False]
     alphas, moves = {"alpha": jnp.ones(3)}, []
     state = made[ARCHITECTURE].init(alphas)
     for _ in range(10):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
-from test_end_to_end import KEYWORDS, write_words
+from test_end_to_end import KEYWORDS, on_words, write_words
 from test_stages import setup_of
 
 from configs import autokws, dynamic_filter, end_to_end_nas, quantized, tc_resnet
@@ -38,12 +38,7 @@ def tiny(folder):
     """A shallow network, trained for some steps on tones, then quantised."""
     config = quantized.get_config("learned_bits,mbconv").unlock()
     config.network.layers = ("E1K3", "SKIP", "SKIP") * 2
-    config.data.update(
-        source="folder",
-        dir=str(folder / "words"),
-        cache_dir=str(folder / "cache"),
-        keywords=",".join(KEYWORDS),
-    )
+    on_words(config, folder)
     config.evaluation.update(snr_db=(), batch_size=16)
     for stage in config.stages:
         stage.update(steps=STEPS, batch_size=8, eval_every_epochs=3 * 8 / 44)

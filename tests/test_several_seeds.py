@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy import stats
-from test_end_to_end import KEYWORDS, write_words
+from test_end_to_end import KEYWORDS, on_words, write_words
 from tiny_parts import killed_after_saving, tiny_config, tiny_parts
 
 from configs import tc_resnet
@@ -273,12 +273,7 @@ def experiment_config(tmp_path):
     write_words(tmp_path / "words")
     config = tc_resnet.get_config("8")
     config.network.width = 0.25
-    config.data.update(
-        source="folder",
-        dir=str(tmp_path / "words"),
-        cache_dir=str(tmp_path / "cache"),
-        keywords=",".join(KEYWORDS),
-    )
+    on_words(config, tmp_path)
     config.evaluation.update(snr_db=(10.0,), batch_size=16)
     config.stages[0].update(steps=4, batch_size=8)
     config.update(seed=1, seeds=2)

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_end_to_end import KEYWORDS, write_words
+from test_end_to_end import on_words, write_words
 
 from configs import end_to_end_nas, tc_resnet
 from kws_jax import config as configs
@@ -29,12 +29,7 @@ def words(tmp_path_factory):
 
 def small(config, words):
     config.unlock()
-    config.data.update(
-        source="folder",
-        dir=str(words / "words"),
-        cache_dir=str(words / "cache"),
-        keywords=",".join(KEYWORDS),
-    )
+    on_words(config, words)
     config.evaluation.update(snr_db=(), batch_size=16)
     return config
 
@@ -161,13 +156,21 @@ def test_names_of_experiments_may_differ(words, source, tmp_path):
     [
         (
             lambda config: config.frontend.update(num_coefficients=20),
-            r"config\.frontend\.num_coefficients is 10 there, 20 here",
+            r"config\.frontend\.num_coefficients: 10 there, 20 here",
         ),
         (
             lambda config: config.stages[0].update(name="lots"),
-            r"config\.stages\[0\]\.name is 'draw' there, 'lots' here",
+            r"config\.stages\[0\]\.name: 'draw' there, 'lots' here",
         ),
-        (lambda config: config.update(seed=1), r"config\.seed is 0 there, 1 here"),
+        (
+            lambda config: config.network.update(name="res15"),
+            r"config\.network\.name: 'mbconv' there, 'res15' here",
+        ),
+        (
+            lambda config: config.network.__delitem__("layers"),
+            r"config\.network\.layers: '' there, no such field here",
+        ),
+        (lambda config: config.update(seed=1), r"config\.seed: 0 there, 1 here"),
     ],
 )
 def test_another_experiment_has_no_stage_for_this(
@@ -183,7 +186,8 @@ def test_another_experiment_has_no_stage_for_this(
 def test_of_a_stage_that_differs_and_those_behind_nothing_is_taken(words, source):
     config = searched(words, last_steps=3)
     config.stages[1].optimizer.learning_rate = 0.01
-    count, reason = taken._same_stages(config, configs.load_workdir(source))
+    config.stages[2].optimizer.learning_rate = 0.01
+    count, (reason,) = taken._same_stages(config, configs.load_workdir(source))
     assert count == 1
     assert "stages[1].optimizer.learning_rate" in reason
 

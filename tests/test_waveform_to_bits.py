@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from rich.console import Console
-from test_end_to_end import KEYWORDS, write_words
+from test_end_to_end import on_words, write_words
 
 from configs import end_to_end_nas
 from kws_jax import config as configs
@@ -21,12 +21,7 @@ CHOSEN = ("E1K3", "E2K3", SKIP)
 
 def tiny(folder):
     config = end_to_end_nas.get_config("mfcc10,learned_bits,cpu").unlock()
-    config.data.update(
-        source="folder",
-        dir=str(folder / "words"),
-        cache_dir=str(folder / "cache"),
-        keywords=",".join(KEYWORDS),
-    )
+    on_words(config, folder)
     config.evaluation.update(snr_db=(), batch_size=16)
     # As few as leave something to be chosen and skipped.
     config.search.update(expansions=(1, 2), kernels=(3,), max_parameters=16_000)

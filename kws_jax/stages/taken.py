@@ -57,10 +57,11 @@ def check(config: ConfigDict, source: Path, folder: Path) -> None:
             "this machine, or both be in buckets: copy the former over first."
         )
     stored = _load(source)
-    count, reason = _same_stages(config, stored)
+    count, reasons = _same_stages(config, stored)
     if count == 0:
+        shown = "\n".join(reasons[: configs.MOST_SHOWN])
         raise UserError(
-            f"--stages_from={source} has no stage of this experiment: {reason}. Stages "
+            f"--stages_from={source} has no stage of this experiment:\n{shown}\nStages "
             "are taken from the first on, as far as they and all that is not of stages "
             "are the same."
         )
@@ -118,22 +119,18 @@ def _load(source: Path) -> ConfigDict:
     return configs.load_workdir(source)
 
 
-def _same_stages(config: ConfigDict, stored: ConfigDict) -> tuple[int, str]:
+def _same_stages(config: ConfigDict, stored: ConfigDict) -> tuple[int, list[str]]:
     """How many leading stages are the same in both, and why there are no more."""
-    new, old = configs.identity(config), configs.identity(stored)
-    count = min(len(config.stages), len(stored.stages))
-    reason = ""
-    for name in sorted(new.keys() | old.keys()):
-        here, there = new.get(name), old.get(name)
-        of_stage = _STAGE.fullmatch(name)
-        # What an experiment is called changes nothing.
-        if here == there or name == "name":
-            continue
-        first = int(of_stage.group(1)) if of_stage else 0
-        if first < count:
-            count = first
-            reason = f"config.{name} is {there!r} there, {here!r} here"
-    return count, reason
+    # What an experiment is called changes nothing.
+    differing = configs.differences(config, stored)
+    differing.pop("name", None)
+    stages = [
+        int(of_stage.group(1)) if (of_stage := _STAGE.fullmatch(name)) else 0
+        for name in differing
+    ]
+    count = min([len(config.stages), len(stored.stages), *stages])
+    reasons = zip(stages, differing.values(), strict=True)
+    return count, [line for stage, line in reasons if stage == count]
 
 
 def _done(config: ConfigDict, index: int, folder: Path) -> Path:

@@ -150,7 +150,8 @@ def waveform(name: str, num_filters: int) -> ConfigDict:
         "post": "log1p_abs",
     }
     if name == "conv1d":
-        return ConfigDict(free)
+        # The taps before training: 'uniform' or 'mel' (SincConv's), times the gain.
+        return ConfigDict(free | {"first_filters": "uniform", "first_gain": 1.0})
     edges = {
         # The first bands, evenly spaced in mel between these, are widened by
         "low_hz": 30.0,

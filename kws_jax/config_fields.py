@@ -65,7 +65,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "width": (1 / 16, 100),
     **dict.fromkeys(("window_ms", "hop_ms"), (0.0, 1e6)),
     **dict.fromkeys(("low_hz", "high_hz", "min_low_hz", "min_band_hz"), _ANY),
-    **dict.fromkeys(("unit_hz", "log_offset", "preemphasis"), _ANY),
+    **dict.fromkeys(("unit_hz", "log_offset", "preemphasis", "first_gain"), _ANY),
     **dict.fromkeys(("unknown_percent", "silence_percent"), _ANY),
     **dict.fromkeys(("validation_fraction", "test_fraction", "train_fraction"), _ANY),
     **dict.fromkeys(("noise_test_fraction", "rooms_test_fraction"), _ANY),
@@ -96,7 +96,8 @@ FLAGS = {
 }
 TEXTS = {
     *("activation", "anchors", "architecture_data", "batch_size_of", "builder"),
-    *("cache_dir", "compute_dtype", "dir", "distance", "genotype", "keywords", "kind"),
+    *("cache_dir", "compute_dtype", "dir", "distance", "first_filters", "genotype"),
+    *("keywords", "kind"),
     *("batch_norm_of", "seeds_at_once"),
     *("learning_rate_scaling", "loss", "method", "mode", "name", "scores"),
     *("noise_seen", "noise_unseen", "objective", "optimizer_start", "post"),

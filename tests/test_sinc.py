@@ -151,6 +151,28 @@ def test_features_are_those_of_a_strided_convolution():
             np.testing.assert_allclose(got[:, i], np.abs(every), atol=1e-4)
 
 
+def test_free_filters_begin_as_asked():
+    frames = jnp.asarray(random_audio(3, (1, 2, 400)), jnp.float32) / 32768
+
+    def begin(name, **settings):
+        settings = create_frontend(name, num_filters=8, **settings).settings
+        layer = create_filters(name, settings, 400)
+        variables = layer.init(jax.random.key(0), frames)
+        return layer.apply(variables, frames), variables["params"]
+
+    edges = 50 + np.array(mel_bands(8, 30.0, 7900.0)) + [[0.0], [50.0]]
+    taps = literal_filters(*np.minimum(edges, 8000), 400, "hamming")
+    got, params = begin("conv1d", first_filters="mel", first_gain=0.5)
+    np.testing.assert_allclose(params["kernel"], 0.5 * taps, atol=2e-4)
+    same, _ = begin("conv1d", first_filters="mel")
+    expected, _ = begin("sinc")
+    np.testing.assert_allclose(same, expected, atol=1e-5)
+    _, plain = begin("conv1d")
+    _, loud = begin("conv1d", first_gain=40.0)
+    assert np.abs(plain["kernel"]).max() == pytest.approx(1 / 20, rel=1e-2)
+    np.testing.assert_allclose(loud["kernel"], 40 * plain["kernel"], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
@@ -159,6 +181,8 @@ def test_features_are_those_of_a_strided_convolution():
         ("sinc", {"window_function": "haming"}, "did you mean 'hamming'"),
         ("sinc", {"post": "log"}, "has no post 'log'"),
         ("conv1d", {"num_filters": 0}, "num_filters >= 1"),
+        ("conv1d", {"first_filters": "mell"}, "did you mean 'mel'"),
+        ("conv1d", {"first_gain": 0.0}, "first_gain above 0"),
         ("conv1d", {"window_ms": 1001.0}, "Use a smaller window_ms"),
     ],
 )

@@ -13,6 +13,8 @@ from kws_jax.frontends import spectrum
 from kws_jax.ops.sinc_filters import POSTS
 from kws_jax.ops.tables import WINDOWS
 
+FIRST_FILTERS = ("uniform", "mel")
+
 
 def sinc(
     audio: Float[Array, "b s"],
@@ -85,12 +87,30 @@ def conv1d(
     window_ms: float = 25,
     hop_ms: float = 10,
     num_filters: int = 60,
+    first_filters: str = "uniform",
+    first_gain: float = 1.0,
     post: str = "log1p_abs",
 ) -> Float[Array, "b t w"]:
     """Frames of the waveform for a free convolution, the baseline of SincConv.
 
-    Arguments, result, errors and reference are those of `sinc`.
+    Args:
+      audio, sample_rate, window_ms, hop_ms, num_filters, post: as those of `sinc`.
+      first_filters: what the taps are before training: "uniform" draws each from
+        ±1/sqrt(w), PyTorch's default; "mel" takes those that `sinc` begins with.
+      first_gain: what these are multiplied by.  The peaks of SincConv are 1, so its
+        outputs are larger than those of "uniform", and the logarithm bends more.
+
+    Result, errors and reference are those of `sinc`.
     """
+    if first_filters not in FIRST_FILTERS:
+        raise UserError(
+            f"The front end 'conv1d' has no first_filters {first_filters!r}; "
+            f"{nearest(first_filters, FIRST_FILTERS)}"
+        )
+    if first_gain <= 0:
+        raise UserError(
+            f"The front end 'conv1d' needs first_gain above 0; got {first_gain:g}."
+        )
     return _frames(audio, "conv1d", sample_rate, window_ms, hop_ms, num_filters, post)
 
 

@@ -73,16 +73,36 @@ class SincConv(nn.Module):
 
 
 class FreeConv(nn.Module):
-    """The same with a kernel [w, f] that is learned tap by tap."""
+    """The same with a kernel [w, f] that is learned tap by tap.
+
+    Attributes are the settings of `kws_jax.frontends.waveform.conv1d`.
+    """
 
     taps: int = 400
+    sample_rate: int = 16_000
     num_filters: int = 60
+    first_filters: str = "uniform"
+    first_gain: float = 1.0
     post: str = "log1p_abs"
 
     def setup(self) -> None:
         """Makes the parameter."""
-        shape = (self.taps, self.num_filters)
-        self.kernel = self.param("kernel", pytorch_init, shape)
+
+        def start(key: jax.Array) -> jax.Array:
+            if self.first_filters == "uniform":
+                first = pytorch_init(key, (self.taps, self.num_filters))
+            else:
+                first = self._mel_filters()
+            return self.first_gain * first
+
+        self.kernel = self.param("kernel", start)
+
+    def _mel_filters(self) -> Float[Array, "w f"]:
+        """What a SincConv with the settings of its own begins with."""
+        layer = SincConv(self.taps, self.sample_rate, self.num_filters)
+        frames = jnp.zeros((1, 1, self.taps))
+        variables = layer.init(jax.random.key(0), frames)
+        return layer.apply(variables, method="filters")
 
     def filters(self) -> Float[Array, "w f"]:
         """The kernel."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kws_jax.data import mixing
+from kws_jax.data import mixing, sounding
 from kws_jax.data.conditions import CLEAN, Condition
 from kws_jax.data.corpus import CLIP_SAMPLES, Recording
 from kws_jax.data.noise import NoiseBank
@@ -176,6 +176,56 @@ def test_crop_starts_are_uniform_over_all_valid_ones():
     crops = bank.crops(np.zeros(5), np.arange(5) / 5 + 1e-9)
     np.testing.assert_array_equal(crops[:, 0], np.arange(5))
     np.testing.assert_array_equal(crops[:, -1], np.arange(5) + CLIP_SAMPLES - 1)
+
+
+def powers_of_crops(audio):
+    """The mean power of every crop, one by one."""
+    places = range(len(audio) - CLIP_SAMPLES + 1)
+    squares = np.square(audio, dtype=float)
+    return np.array([squares[i : i + CLIP_SAMPLES].mean() for i in places])
+
+
+@pytest.mark.parametrize("chunk", [1, 700, 1 << 20])
+def test_crops_begin_where_there_is_sound(monkeypatch, chunk):
+    monkeypatch.setattr(sounding, "_CHUNK", chunk)
+    audio = _noise(np.random.default_rng(1), CLIP_SAMPLES + 2000, 900)
+    audio[1000:-40] = 0
+    audio[CLIP_SAMPLES + 600] = 3
+    powers = powers_of_crops(audio)
+    allowed = powers >= 1e-4 * np.square(audio, dtype=float).mean()
+    assert 0.4 < allowed.mean() < 0.6
+    ranges = sounding.sounding_ranges(audio, CLIP_SAMPLES)
+    assert len(ranges) == 2
+    found = np.concatenate([np.arange(*r) for r in ranges])
+    np.testing.assert_array_equal(found, np.flatnonzero(allowed))
+
+
+def test_every_sounding_start_is_drawn_alike_and_no_other():
+    rng = np.random.default_rng(2)
+    sparse = np.zeros(CLIP_SAMPLES + 40, np.int16)
+    sparse[:3], sparse[-5:] = 50, 50
+    recordings = [sparse, _noise(rng, CLIP_SAMPLES + 6, 900), sparse[::-1]]
+    bank = NoiseBank.from_recordings(
+        [Recording(str(i), r) for i, r in enumerate(recordings)]
+    )
+    np.testing.assert_array_equal(bank.choices, [8, 7, 8])
+    np.testing.assert_allclose(bank.silent_shares, [33 / 41, 0, 33 / 41])
+    for row, expected in enumerate([[0, 1, 2, *range(36, 41)], range(7), None]):
+        if expected is None:
+            expected = [*range(5), 38, 39, 40]
+        count = len(expected)
+        draws = (np.arange(count) + 0.5) / count
+        first = bank.first_samples(np.full(count, (row + 0.5) / 3), draws)
+        np.testing.assert_array_equal(first - bank.starts[row], expected)
+
+
+def test_one_click_in_a_long_recording_is_enough():
+    for place in (0, 20_000, 39_999):
+        audio = np.zeros(40_000, np.int16)
+        audio[place] = 1
+        bank = NoiseBank.from_recordings([Recording("click", audio)])
+        crops = bank.crops(np.zeros(200), np.arange(200) / 200)
+        assert (np.count_nonzero(crops, axis=1) == 1).all()
 
 
 def test_short_recording_is_looped_without_a_jump_or_a_change_of_level():

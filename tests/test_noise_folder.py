@@ -22,10 +22,11 @@ RATE = 16_000
 
 def write(folder, names, seconds=3.0):
     """Each file holds noise of its own, so that any shared second could be found."""
-    for i, name in enumerate(names):
+    for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        audio = np.random.default_rng(i).integers(-9000, 9000, int(seconds * RATE))
+        rng = np.random.default_rng(list(str(path).encode()))
+        audio = rng.integers(-9000, 9000, int(seconds * RATE))
         soundfile.write(path, audio.astype(np.int16), RATE)
     return folder
 
@@ -312,8 +313,37 @@ def test_silent_noise_is_refused_with_its_field_and_folder(
 
 def test_folders_that_share_a_file_are_refused(tmp_path):
     write(tmp_path, ["seen/a.wav", "unseen/b.wav"])
-    with pytest.raises(UserError, match=r"share .*b\.wav"):
+    told = r"noise_unseen shares b\.wav .* with what training hears"
+    with pytest.raises(UserError, match=told):
         opened(tmp_path, tmp_path / "unseen")
+
+
+@pytest.mark.parametrize("kind", [SEEN, UNSEEN])
+def test_a_copy_of_what_is_training_s_background_is_refused(tmp_path, kind):
+    write(tmp_path, ["a.wav", "b.wav"], seconds=4)
+    audio, _ = soundfile.read(tmp_path / "b.wav", dtype="int16")
+    # as a source gives it: the first seconds, under another name
+    background = {TRAIN: [Recording("hum", audio[: 2 * RATE])]}
+    with pytest.raises(UserError, match=rf"noise_{kind} shares b\.wav \(1 recordings"):
+        opened(**{kind: tmp_path}, background=background)
+    background = {TRAIN: [Recording("hum", audio[::-1])]}
+    opened(**{kind: tmp_path}, background=background)
+
+
+def test_silent_seconds_are_left_out_and_told(tmp_path, capsys):
+    write(tmp_path, ["dog/a.wav", "dog/b.wav", "hiss.wav"], seconds=4)
+    for name in ("a", "b"):
+        bark, _ = soundfile.read(tmp_path / f"dog/{name}.wav", dtype="int16")
+        bark[RATE:] = 0
+        soundfile.write(tmp_path / f"dog/{name}.wav", bark, RATE)
+    training, tests = opened(tmp_path)
+    told = capsys.readouterr().err
+    # of three seconds of starts, those of the first have some of the bark in them
+    assert "silent are left out: dog/a.wav (67 %), dog/b.wav (67 %)" in told
+    assert "hiss" not in told.split("silent are left out")[1]
+    for bank in (training, tests[SEEN]):
+        crops = bank.crops(*np.random.default_rng(0).random((2, 500)))
+        assert np.all(np.square(crops, dtype=float).mean(1) > 100)
 
 
 @pytest.mark.parametrize(

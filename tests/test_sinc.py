@@ -162,7 +162,7 @@ def test_free_filters_begin_as_asked():
 
     edges = 50 + np.array(mel_bands(8, 30.0, 7900.0)) + [[0.0], [50.0]]
     taps = literal_filters(*np.minimum(edges, 8000), 400, "hamming")
-    got, params = begin("conv1d", first_filters="mel", first_gain=0.5)
+    _, params = begin("conv1d", first_filters="mel", first_gain=0.5)
     np.testing.assert_allclose(params["kernel"], 0.5 * taps, atol=2e-4)
     same, _ = begin("conv1d", first_filters="mel")
     expected, _ = begin("sinc")

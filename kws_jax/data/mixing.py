@@ -169,8 +169,8 @@ def noise_gain(
 ) -> tf.Tensor:
     """Factor [b] that brings noise to an SNR: rms(speech)/rms(noise) · 10^(-snr/20).
 
-    0 where the noise crop is silent: no factor can bring it to an SNR, and the clip
-    stays clean. `noise_level` is 10^(-snr/20).
+    0 where the noise crop is silent, which no factor can bring to an SNR (a `NoiseBank`
+    has none). `noise_level` is 10^(-snr/20).
     """
     return tf.math.divide_no_nan(speech_rms * noise_level, noise_rms)
 

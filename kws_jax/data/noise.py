@@ -1,11 +1,13 @@
 """Recordings of noise in one flat array, from which crops are cut cheaply."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from kws_jax.data.corpus import CLIP_SAMPLES, SAMPLE_RATE, Recording
+from kws_jax.data.sounding import sounding_ranges
 from kws_jax.errors import UserError
 
 _FADE = SAMPLE_RATE // 100  # samples: 10 ms hide the seam of a loop
@@ -19,11 +21,14 @@ class NoiseBank:
       audio: int16 [samples], all recordings one after the other.
       starts: int64 [r], where each recording begins in `audio`.
       lengths: int64 [r], its samples, at least `CLIP_SAMPLES`.
+      ranges: of each recording, the first samples in it that a crop may begin at, as
+        those of `sounding_ranges`: a silent one would leave a clip without noise.
     """
 
     audio: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
+    ranges: tuple[np.ndarray, ...]
 
     @classmethod
     def from_recordings(
@@ -50,7 +55,8 @@ class NoiseBank:
         parts = [_looped(np.asarray(r.audio, np.int16)) for r in recordings]
         lengths = np.array([len(part) for part in parts], np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-        return cls(np.concatenate(parts), starts, lengths)
+        ranges = tuple(sounding_ranges(part, CLIP_SAMPLES) for part in parts)
+        return cls(np.concatenate(parts), starts, lengths, ranges)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -59,7 +65,8 @@ class NoiseBank:
         """Crops of one clip's length, chosen by uniform draws.
 
         The recording is uniform over recordings (not over their seconds: a long one
-        does not drown the short kinds), then the start is uniform over its valid ones.
+        does not drown the short kinds), then the start is uniform over those in its
+        `ranges`.
 
         Args:
           recording: float [b] in [0, 1), choose the recording.
@@ -73,8 +80,35 @@ class NoiseBank:
     def first_samples(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
         """Where in `audio` the crops that `crops` gives begin, int64 [b]."""
         row = (np.asarray(recording) * len(self)).astype(np.int64)
-        choices = self.lengths[row] - CLIP_SAMPLES + 1
-        return self.starts[row] + (np.asarray(start) * choices).astype(np.int64)
+        place = (np.asarray(start) * self.choices[row]).astype(np.int64)
+        first, before, ranges_before = self._places
+        # The ranges of all recordings are one sequence, in which `place` counts on from
+        # the first of the recording's own.
+        place += before[ranges_before[row]]
+        at = np.searchsorted(before, place, side="right") - 1
+        return first[at] + place - before[at]
+
+    @functools.cached_property
+    def choices(self) -> np.ndarray:
+        """How many crops each recording has to choose from, int64 [r]."""
+        return np.array([np.diff(own).sum() for own in self.ranges], np.int64)
+
+    @property
+    def silent_shares(self) -> np.ndarray:
+        """The share of each recording's crops that are left out as silent, [r]."""
+        return 1 - self.choices / (self.lengths - CLIP_SAMPLES + 1)
+
+    @functools.cached_property
+    def _places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Where ranges begin in `audio`, the choices before each, the first by row."""
+        first = [start + own[:, 0] for start, own in zip(self.starts, self.ranges)]
+        widths = np.concatenate([own[:, 1] - own[:, 0] for own in self.ranges])
+        numbers = np.cumsum([len(own) for own in self.ranges])
+        return (
+            np.concatenate(first),
+            np.cumsum(widths) - widths,
+            np.concatenate([[0], numbers[:-1]]),
+        )
 
     def cut(self, first: np.ndarray) -> np.ndarray:
         """Crops int16 [b, CLIP_SAMPLES] of `audio` from the samples `first` [b] on."""

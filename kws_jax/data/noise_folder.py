@@ -7,7 +7,6 @@ neither hears. What belongs to one recording is told by its name (`noise_names`)
 division that WHAM! has (tr/, cv/, tt/ in any folder) is kept: tt is the test.
 """
 
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +14,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from kws_jax.data.audio_files import CorruptAudioError, find_audio, seconds_of
+from kws_jax.data.audio_files import CorruptAudioError, seconds_of
 from kws_jax.data.corpus import (
     CLIP_SAMPLES,
     SAMPLE_RATE,
     TEST,
+    TRAIN,
     VALIDATION,
     Recording,
 )
@@ -53,7 +53,8 @@ def open_noise(
       hours: at most so many of each folder.
 
     Raises:
-      UserError: a setting out of range, folders that cannot be used or share files.
+      UserError: a setting out of range, folders that cannot be used, or that share
+        recordings with each other or with the background that training hears.
     """
     if not 0 <= test_fraction < 1:
         raise UserError(
@@ -62,9 +63,12 @@ def open_noise(
         )
     if not hours > 0:
         raise UserError(f"config.data.noise_hours = {hours}: give a number above 0.")
-    _check_apart(folders)
+    named = {
+        kind: _read(folders, kind, hours) for kind in (SEEN, UNSEEN) if folders[kind]
+    }
+    _check_apart(named, background.get(TRAIN) or ())
     if folders[SEEN]:
-        training, seen = divide(_read(folders, SEEN, hours), test_fraction)
+        training, seen = divide(named[SEEN], test_fraction)
         if test_fraction and not seen:
             _tell(
                 f"config.data.noise_seen: {folders[SEEN]} leaves nothing for the test, "
@@ -75,13 +79,15 @@ def open_noise(
         training = list(from_source.get(SEEN, ()))
         kept = background.get(TEST) or background.get(VALIDATION) or ()
         seen = [r for r in kept if np.any(r.audio)] if training else []
-    if folders[UNSEEN]:
-        unseen = _read(folders, UNSEEN, hours)
-    else:
-        unseen = list(from_source.get(UNSEEN, ()))
-    tests = {SEEN: seen, UNSEEN: unseen}
-    banks = {k: NoiseBank.from_recordings(r) for k, r in tests.items() if r}
-    return (NoiseBank.from_recordings(training) if training else None), banks
+    unseen = named[UNSEEN] if folders[UNSEEN] else list(from_source.get(UNSEEN, ()))
+    banks = {
+        kind: (recordings, NoiseBank.from_recordings(recordings))
+        for kind, recordings in (("", training), (SEEN, seen), (UNSEEN, unseen))
+        if recordings
+    }
+    _tell_silence(banks.values())
+    tests = {kind: bank for kind, (_, bank) in banks.items() if kind}
+    return (banks[""][1] if training else None), tests
 
 
 def divide(
@@ -256,21 +262,45 @@ def _seconds(path: Path) -> float:
         return 0.0
 
 
-def _check_apart(folders: Mapping[str, str]) -> None:
-    """Raises UserError where a file is in both folders."""
-    if not all(map(os.path.isdir, folders.values())):
-        return
-    files = [
-        set(map(os.path.realpath, find_audio(folder, recursive=True)))
-        for folder in folders.values()
-    ]
-    shared = sorted(set.intersection(*files))
-    if shared:
-        raise UserError(
-            f"config.data.noise_seen and config.data.noise_unseen share {shared[0]} "
-            f"({len(shared)} files in all): noise cannot be both. Give two folders "
-            "with no file in common"
-        )
+def _check_apart(
+    named: Mapping[str, Sequence[Recording]], background: Sequence[Recording]
+) -> None:
+    """Raises UserError where a recording is in both folders, or training's background.
+
+    Recordings are told by how they sound, not by their files' names.
+    """
+    heard = {_beginning(r.audio): r.name for r in background}
+    for kind, other in ((SEEN, "the background of training"), (UNSEEN, "")):
+        recordings = named.get(kind, ())
+        shared = [r.name for r in recordings if _beginning(r.audio) in heard]
+        if shared:
+            raise UserError(
+                f"config.data.noise_{kind} shares {shared[0]} ({len(shared)} "
+                f"recordings in all) with {other or 'what training hears'}, so that "
+                "the test would hear it too. Give a folder without them, or none: the "
+                "source's own background is divided for training and test"
+            )
+        heard |= {_beginning(r.audio): r.name for r in recordings}
+
+
+def _beginning(audio: np.ndarray) -> bytes:
+    """The first second of sound, which a recording and its first part share."""
+    first = int(np.argmax(audio != 0))
+    return audio[first : first + CLIP_SAMPLES].tobytes()
+
+
+def _tell_silence(
+    banks: Iterable[tuple[Sequence[Recording], NoiseBank]],
+) -> None:
+    shares: dict[str, float] = {}
+    for recordings, bank in banks:
+        for recording, share in zip(recordings, bank.silent_shares.tolist()):
+            shares[recording.name] = max(share, shares.get(recording.name, 0.0))
+    silent = sorted((n for n in shares if shares[n] >= 0.01), key=lambda n: -shares[n])
+    if silent:
+        shown = ", ".join(f"{name} ({100 * shares[name]:.0f} %)" for name in silent[:5])
+        more = f", … {len(silent)} recordings" if len(silent) > 5 else ""
+        _tell(f"seconds of noise that are silent are left out: {shown}{more}")
 
 
 def _tell(text: str) -> None:

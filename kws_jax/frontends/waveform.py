@@ -94,11 +94,16 @@ def conv1d(
     """Frames of the waveform for a free convolution, the baseline of SincConv.
 
     Args:
-      audio, sample_rate, window_ms, hop_ms, num_filters, post: as those of `sinc`.
+      audio: waveforms [b, s] in [-1, 1].
+      sample_rate: in Hz.
+      window_ms: length of a filter.
+      hop_ms: distance between two frames.
+      num_filters: number f of filters.
       first_filters: what the taps are before training: "uniform" draws each from
         ±1/sqrt(w), PyTorch's default; "mel" takes those that `sinc` begins with.
       first_gain: what these are multiplied by.  The peaks of SincConv are 1, so its
         outputs are larger than those of "uniform", and the logarithm bends more.
+      post: what follows a filter, "log1p_abs", "abs" or "none".
 
     Result, errors and reference are those of `sinc`.
     """

@@ -102,7 +102,8 @@ class FreeConv(nn.Module):
         layer = SincConv(self.taps, self.sample_rate, self.num_filters)
         frames = jnp.zeros((1, 1, self.taps))
         variables = layer.init(jax.random.key(0), frames)
-        return layer.apply(variables, method="filters")
+        filters: Any = layer.apply(variables, method="filters")
+        return filters
 
     def filters(self) -> Float[Array, "w f"]:
         """The kernel."""

@@ -20,7 +20,8 @@ epochs as the curriculum may take; `clean` without noise.
 
 `paper` takes TFDS Speech Commands and 200 epochs at most, as the text says (the
 official code: 100). `cpu` is for some ten thousand clips on two cores, with 36 epochs
-at most; `demo` makes its own speech, has no rooms and ends in minutes. Noise and rooms
+at most; `demo` makes its own speech, has no rooms (its last stage is the one before it
+once more) and ends in minutes. Noise and rooms
 come from config.data: the paper takes MUSAN and the BUT reverb database; without a word
 from the user it is the source's own background and simulated rooms (extra `rooms`).
 

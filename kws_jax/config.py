@@ -28,7 +28,9 @@ SEEDS_AT_ONCE = (AUTO, YES, NO) = ("auto", "yes", "no")
 # Fields that may differ when an experiment is taken up again: where things lie and
 # how they are shown, not what is computed.
 _MAY_DIFFER = re.compile(
-    r"data\.(cache_dir|dir|threads|noise_unseen)|log_every_steps|seeds_at_once"
+    # Where data lies; what training hears of it is in the fingerprint.
+    r"data\.(cache_dir|dir|threads|noise_seen|noise_unseen)"
+    r"|log_every_steps|seeds_at_once"
     # What they ask for is in the sizes and rates of the stages (see `scaling`).
     r"|batch_size_of|learning_rate_scaling"
     r"|(evaluation|detection)\..*"
@@ -38,6 +40,8 @@ MOST_SHOWN = 5
 # Fields that not all versions had, and what those did that had none.
 _BEFORE_FIELDS = {
     "batch_norm_of": scaling.GLOBAL,
+    "frontend.first_filters": "uniform",
+    "frontend.first_gain": 1.0,
     "search.nested": False,
     "search.operations": [],
     "seeds": 1,

@@ -172,13 +172,12 @@ def claim_workdir(parts: Parts, folder: Path) -> None:
     """
     task = parts.identity()
     together.check_same("data", task)
-    if (folder / TASK_FILE).exists():
-        stored = read_json(folder / TASK_FILE)
-        if stored != task:
-            raise UserError(
-                f"--workdir={folder} was started on other data (other clips, "
-                "labels or noise); choose another --workdir, or restore the data."
-            )
+    kept = folder / TASK_FILE
+    if kept.exists() and not parts.is_data_of(read_json(kept)):
+        raise UserError(
+            f"--workdir={folder} was started on other data (other clips, "
+            "labels or noise); choose another --workdir, or restore the data."
+        )
     if together.is_first():
         with saving(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """What is measured anew of an experiment that is trained already."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +125,29 @@ def parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Part
             f"{', '.join(parts.labels)}. Choose data.keywords and data.protocol so "
             "that they agree, in the same order."
         )
-    heard = set(configs.words(config.data.unheard_words))
-    heard -= set(configs.words(trained.config.data.unheard_words))
-    stored = read_json(folder / TASK_FILE)
-    if heard and parts.fingerprint == stored["fingerprint"]:
+    _check_unheard(parts, trained.config, read_json(folder / TASK_FILE))
+    return parts
+
+
+def _check_unheard(
+    parts: Parts, trained: ConfigDict, stored: Mapping[str, Any]
+) -> None:
+    """Raises UserError where training heard other words than the test would say."""
+    # Versions that kept no "clips" had them in the fingerprint of all data.
+    same = "clips" if "clips" in stored else "fingerprint"
+    if parts.identity()[same] != stored[same]:
+        return
+    wanted = set(configs.words(parts.config.data.unheard_words))
+    kept = set(configs.words(trained.data.unheard_words))
+    if wanted - kept:
         raise UserError(
-            f"data.unheard_words names {', '.join(sorted(heard))}, which were not kept "
-            "from training in this workdir. Train again with them in "
+            f"data.unheard_words names {', '.join(sorted(wanted - kept))}, which were "
+            "not kept from training in this workdir. Train again with them in "
             "config.data.unheard_words, or leave them out here."
         )
-    return parts
+    if kept - wanted:
+        raise UserError(
+            f"data.unheard_words lacks {', '.join(sorted(kept - wanted))}, which were "
+            "kept from training in this workdir: they would count as words that it "
+            "heard. Name them here too, or leave the field as it was."
+        )

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -37,6 +37,8 @@ class OpenedData:
     Attributes:
       noise: what the test hears, under SEEN (kinds that training hears too, but other
         recordings or seconds of them) and UNSEEN.
+      fingerprint: changes with the clips, and with what else training may hear.
+      clips: changes with the clips alone.
       training_noise: what conditions with `snr_db` hear in training and validation.
       training_rooms: the same for conditions with `reverberant_fraction`.
       test_rooms: other rooms, for the far tests.
@@ -44,6 +46,7 @@ class OpenedData:
 
     task: Task
     fingerprint: str
+    clips: str
     background: NoiseBank | None
     noise: dict[str, NoiseBank]
     reference_rms: float
@@ -106,17 +109,15 @@ def open_data(config: ConfigDict, console: Console) -> OpenedData:
         test_fraction=data.noise_test_fraction,
         hours=data.noise_hours,
     )
-    if data.noise_seen and UNSEEN not in noise and config.evaluation.snr_db:
-        console.print(
-            "Noise: there is no test in unseen noise; config.data.noise_unseen, a "
-            "folder of other noise than that of config.data.noise_seen, gives one"
-        )
+    for line in _untested(config, noise):
+        console.print(line)
     heard_rooms = _open_rooms(data, console)
     return OpenedData(
         task=dataclasses.replace(task, train=train),
         fingerprint=_fingerprint(
             corpus, spoken, training_noise, heard_rooms.get(TRAIN)
         ),
+        clips=corpus.fingerprint,
         background=background,
         noise=noise,
         reference_rms=reference_rms,
@@ -127,6 +128,32 @@ def open_data(config: ConfigDict, console: Console) -> OpenedData:
         flipped=tuple(flipped.tolist()),
         flipped_from=tuple(before[flipped].tolist()),
     )
+
+
+def _untested(config: ConfigDict, noise: Mapping[str, NoiseBank]) -> Iterator[str]:
+    """What a user may miss: tests without noise, noise and rooms without training."""
+    data = config.data
+    if config.evaluation.snr_db and not noise:
+        yield (
+            "Noise: there is no test in noise; config.data.noise_unseen, a folder of "
+            "noise, gives one"
+        )
+    elif config.evaluation.snr_db and data.noise_seen and UNSEEN not in noise:
+        yield (
+            "Noise: there is no test in unseen noise; config.data.noise_unseen, a "
+            "folder of other noise than that of config.data.noise_seen, gives one"
+        )
+    conditions = [stage.condition for stage in config.stages if "condition" in stage]
+    if data.noise_seen and not any(c.snr_db for c in conditions):
+        yield (
+            "Noise: config.data.noise_seen is heard in the test alone; no stage has a "
+            "condition.snr_db"
+        )
+    if data.rooms and not any(c.get("reverberant_fraction") for c in conditions):
+        yield (
+            "Rooms: config.data.rooms are heard in the test alone; no stage has a "
+            "condition.reverberant_fraction above 0"
+        )
 
 
 def _open_corpus(config: ConfigDict, protocol: str, console: Console) -> Corpus:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,16 @@ class Parts(OpenedData, Setup):
 
     def identity(self) -> dict[str, Any]:
         """What tells the data from others, kept in a workdir's task.json."""
-        return {"labels": list(self.labels), "fingerprint": self.fingerprint}
+        return {
+            "labels": list(self.labels),
+            "fingerprint": self.fingerprint,
+            "clips": self.clips,
+        }
+
+    def is_data_of(self, stored: Mapping[str, Any]) -> bool:
+        """Whether `stored` is the identity of this data; earlier versions kept less."""
+        own = self.identity()
+        return all(own.get(key) == value for key, value in stored.items())
 
     def of_seed(self, seed: int) -> "Parts":
         """The same for a single `config.seed`; data and programs are shared.

@@ -13,6 +13,7 @@ from test_end_to_end import KEYWORDS, WORDS, write_words
 
 from configs import tc_resnet
 from kws_jax import detect, experiment, measuring
+from kws_jax.data.corpus import TEST
 from kws_jax.data.rooms import RoomBank
 from kws_jax.errors import UserError
 from kws_jax.evaluation.det_curve import Curve
@@ -165,6 +166,19 @@ def test_settings_that_do_not_go_are_found_before_training(made):
     config.detection.update(speech_share=0.3, target_false_alarms_per_hour=-1.0)
     with pytest.raises(UserError, match="target_false_alarms_per_hour = -1"):
         detection.plan(bad)
+
+
+def test_gaps_without_background_are_found_before_training(made):
+    parts, _ = made
+    config = parts.config.copy_and_resolve_references()
+    config.detection.update(final_test=True, noise_share=0.5)
+    background = {TEST: parts.held_out.background[TEST]}
+    lacking = dataclasses.replace(parts.held_out, background=background)
+    bad = type(parts)(**{**vars(parts), "config": config, "held_out": lacking})
+    with pytest.raises(UserError, match="the validation split has no recordings of"):
+        detection.check(bad)
+    config.detection.noise_share = 0.0
+    detection.check(bad)
 
 
 def write_tones(path, seconds, tones, rate=RATE):
@@ -395,6 +409,25 @@ def test_words_that_training_heard_are_not_called_unheard_later(made, workdir):
     config.data.unheard_words = "tree"
     with pytest.raises(UserError, match="names tree, which were not kept from"):
         measuring.evaluate(config, workdir)
+    # whatever else is changed, as long as the clips are the same
+    config.data.noise_test_fraction = 0.0
+    config.data.rooms = "simulated"
+    with pytest.raises(UserError, match="names tree, which were not kept from"):
+        measuring.evaluate(config, workdir)
+
+
+def test_words_that_training_never_heard_stay_unheard(made, workdir):
+    parts, _ = made
+    stored = parts.identity()
+    trained = parts.config.copy_and_resolve_references()
+    trained.data.unheard_words = "tree"
+    with pytest.raises(UserError, match="lacks tree, which were kept from training"):
+        measuring._check_unheard(parts, trained, stored)
+    del stored["clips"]
+    with pytest.raises(UserError, match="lacks tree, which were kept from training"):
+        measuring._check_unheard(parts, trained, stored)
+    measuring._check_unheard(parts, trained, stored | {"clips": "others"})
+    measuring._check_unheard(parts, parts.config, parts.identity())
 
 
 def test_a_report_without_detection_has_no_such_section(made, workdir):

@@ -339,8 +339,8 @@ def test_silent_seconds_are_left_out_and_told(tmp_path, capsys):
     training, tests = opened(tmp_path)
     told = capsys.readouterr().err
     # of three seconds of starts, those of the first have some of the bark in them
-    assert "silent are left out: dog/a.wav (67 %), dog/b.wav (67 %)" in told
-    assert "hiss" not in told.split("silent are left out")[1]
+    listed = told.partition("that are silent are left out: ")[2].strip().split(", ")
+    assert sorted(listed) == ["dog/a.wav (67 %)", "dog/b.wav (67 %)"]
     for bank in (training, tests[SEEN]):
         crops = bank.crops(*np.random.default_rng(0).random((2, 500)))
         assert np.all(np.square(crops, dtype=float).mean(1) > 100)
@@ -386,8 +386,8 @@ def test_silent_background_is_refused_with_its_folder(tmp_path):
         told_at_start(tmp_path)
 
 
-def told_at_start(folder, *, seen="", unseen="", snr_db=(0.0,)):
-    """The lines about unseen noise, and the kinds of the tests to come."""
+def told_at_start(folder, *, seen="", unseen="", snr_db=(0.0,), stage_snr_db=(0.0,)):
+    """The lines about noise and rooms, and the kinds of the tests to come."""
     config = tiny_config()
     config.data.update(
         source="folder",
@@ -398,10 +398,12 @@ def told_at_start(folder, *, seen="", unseen="", snr_db=(0.0,)):
         noise_unseen=str(folder / unseen) if unseen else "",
     )
     config.evaluation.snr_db = snr_db
+    config.stages[0].condition.snr_db = stage_snr_db
     told = io.StringIO()
     opened = opening.open_data(config, Console(file=told, width=1000))
     lines = told.getvalue().splitlines()
-    return [line for line in lines if "unseen noise" in line], set(opened.noise)
+    notes = [line for line in lines if line.startswith(("Noise:", "Rooms:"))]
+    return notes, set(opened.noise)
 
 
 def test_seen_noise_without_a_test_in_unseen_noise_is_told(folder):
@@ -424,6 +426,23 @@ def test_who_names_no_noise_or_has_or_wants_no_such_test_is_told_nothing(
     folder, settings, kinds
 ):
     assert told_at_start(folder, **settings) == ([], kinds)
+
+
+def test_noise_that_no_stage_or_no_test_hears_is_told(folder, monkeypatch):
+    notes, _ = told_at_start(folder, seen="noise", unseen="other", stage_snr_db=())
+    assert notes == [
+        "Noise: config.data.noise_seen is heard in the test alone; no stage has a "
+        "condition.snr_db"
+    ]
+    open_corpus = opening._open_corpus
+
+    def without_noise(*arguments):
+        return dataclasses.replace(open_corpus(*arguments), noise={})
+
+    monkeypatch.setattr(opening, "_open_corpus", without_noise)
+    notes, kinds = told_at_start(folder)
+    assert not kinds
+    assert [line[:38] for line in notes] == ["Noise: there is no test in noise; conf"]
 
 
 def test_unseen_noise_of_the_source_is_a_test_of_its_own(folder, monkeypatch):

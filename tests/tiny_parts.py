@@ -88,6 +88,7 @@ def tiny_parts(config=None, clips=23):
         mesh=sharding.data_mesh(),
         task=Task("custom", LABELS, train, validation, test),
         fingerprint="",
+        clips="",
         background=bank(10),
         noise={SEEN: bank(20)},
         reference_rms=0.05,

@@ -88,8 +88,10 @@ class Recipe:
             raise UserError(
                 "The condition asks for clips heard through rooms"
                 f" (reverberant_fraction {self.condition.reverberant_fraction:g}) but"
-                " there are no rooms; name a folder of impulse responses, or"
-                " 'simulated', in config.data.rooms, or set reverberant_fraction to 0."
+                " there are no rooms for it; name a folder of impulse responses, or"
+                " 'simulated', in config.data.rooms (which leaves some for training"
+                " where rooms_test_fraction is below 1), or set reverberant_fraction"
+                " to 0."
             )
 
     @property

@@ -179,6 +179,16 @@ def _no_clips(split: str, other: bool, settings: StreamSettings) -> UserError:
     )
 
 
+def check_background(stream: Stream, background: NoiseBank | None) -> None:
+    """Raises UserError where the gaps want background and there is none."""
+    if stream.noise_share > 0 and background is None:
+        raise UserError(
+            f"the {stream.words.name} split has no recordings of background for the "
+            "gaps of the stream. Add recordings in _background_noise_, or set "
+            "config.detection.noise_share to 0"
+        )
+
+
 def render(
     stream: Stream,
     clips: Iterable[np.ndarray],
@@ -200,14 +210,9 @@ def render(
       the whole piece is scaled down; nothing is clipped.
 
     Raises:
-      UserError: background is wanted and there is none.
+      UserError: see `check_background`.
     """
-    if stream.noise_share > 0 and background is None:
-        raise UserError(
-            f"the {stream.words.name} split has no recordings of background for the "
-            "gaps of the stream. Add recordings in _background_noise_, or set "
-            "config.detection.noise_share to 0"
-        )
+    check_background(stream, background)
     under = _BedSound(bed, stream.seed) if bed else None
     gaps = _Gaps(background, stream.noise_share, stream.seed)
     here = 0

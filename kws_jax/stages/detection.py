@@ -21,7 +21,13 @@ from rich.console import Console
 from kws_jax import together
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import TEST, VALIDATION, Split
-from kws_jax.data.stream import Bed, StreamSettings, plan_stream, render
+from kws_jax.data.stream import (
+    Bed,
+    StreamSettings,
+    check_background,
+    plan_stream,
+    render,
+)
 from kws_jax.errors import UserError
 from kws_jax.evaluation import det_curve, detection
 from kws_jax.evaluation.detection import Heard
@@ -67,6 +73,8 @@ def plan(parts: Parts) -> list[Listening]:
         split: plan_stream(_words(parts, split), settings)
         for split in (VALIDATION, TEST)
     }
+    for split, stream in streams.items():
+        check_background(stream, parts.held_out.background.get(split))
     conditions = noise_conditions(
         parts.noise, config.snr_db, far=parts.test_rooms is not None
     )

@@ -75,7 +75,7 @@ def check(config: ConfigDict, source: Path, folder: Path) -> None:
 
 def check_data(parts: Parts, source: Path) -> None:
     """Raises UserError where the stages of `source` were trained on other data."""
-    if read_json(source / TASK_FILE) != parts.identity():
+    if not parts.is_data_of(read_json(source / TASK_FILE)):
         raise UserError(
             f"--stages_from={source} was started on other data (other clips, labels or "
             "noise): its stages cannot be taken."

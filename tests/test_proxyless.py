@@ -1,5 +1,6 @@
 """ProxylessNAS: costs, limits, gates, and who is updated."""
 
+import functools
 import itertools
 
 import jax
@@ -190,16 +191,19 @@ def test_rate_of_the_architecture_rises_from_nothing_to_the_rate():
 
 def test_layers_are_read_as_names_and_from_a_found_network(tmp_path):
     layers = ("E6K7", SKIP, "E1K3", "E2K5", SKIP, SKIP)
-    assert load_layers("E6K7, SKIP,E1K3,E2K5,SKIP,SKIP") == layers
+    load = functools.partial(load_layers, round_widths=False)
+    assert load("E6K7, SKIP,E1K3,E2K5,SKIP,SKIP") == layers
     file = tmp_path / "genotype.json"
     file.write_text(layers_to_json(layers, round_widths=False))
     assert create_model("mbconv", 12, layers=str(file)).layers == layers
     for wrong in ("E6K7,SKIP", "nowhere.json", "SKIP" + ",E1K3" * 5):
         with pytest.raises(UserError, match=r"network\.layers"):
-            load_layers(wrong)
+            load(wrong)
+    with pytest.raises(UserError, match=r"Set that to False"):
+        create_model("mbconv", 12, layers=str(file), round_widths=True)
     file.write_text('{"layers": 3}')
     with pytest.raises(UserError, match="names no file of a found network"):
-        load_layers(str(file))
+        load(str(file))
 
 
 def test_space_refuses_what_the_network_does_not_have():

@@ -73,7 +73,8 @@ def test_search_from_warm_up_to_the_network_within_its_limits(tmp_path, search):
     assert moved[0]
     assert moved[3]
 
-    layers = load_layers(str(tmp_path / networks.GENOTYPE_FILE))
+    path = str(tmp_path / networks.GENOTYPE_FILE)
+    layers = load_layers(path, round_widths=False)
     model = networks.create_network(parts, tmp_path)
     assert model.layers == layers
     shapes = networks.variable_shapes(model, networks.sample_features(parts))
@@ -174,6 +175,52 @@ def test_stages_that_cannot_search_are_refused():
         proxyless_space.check(parts)
     parts.config.network.name = "tenet12"
     with pytest.raises(UserError, match="searches the network 'mbconv'"):
+        proxyless_space.check(parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [
+        ({"warmup_epochs": 4 / (23 / 8)}, 0),
+        ({"architecture_every": 5}, 0),
+        ({"warmup_epochs": 3 / (23 / 8)}, 1),
+        ({"warmup_epochs": 3 / (23 / 8), "architecture_every": 3}, 0),
+        ({"warmup_epochs": 2 / (23 / 8), "architecture_every": 3}, 1),
+        ({"warmup_epochs": 0.0, "architecture_every": 1}, 4),
+        ({"warmup_epochs": 1 / (23 / 8), "architecture_every": 1}, 3),
+    ],
+)
+def test_a_search_without_a_step_of_its_architecture_is_refused(change, count):
+    parts = nas_parts()
+    parts.config.stages[1].update(change)
+    plan, stage = runner.plan_of(parts, 1, 23), parts.config.stages[1]
+    steps = [
+        step
+        for step in range(1, plan.total_steps + 1)
+        if step > proxyless._start(stage, plan) and step % stage.architecture_every == 0
+    ]
+    assert proxyless.architecture_steps(stage, plan) == len(steps) == count
+    if count:
+        proxyless.check(parts, 1)
+    else:
+        with pytest.raises(UserError, match="0 steps of its architecture in 4 steps"):
+            proxyless.check(parts, 1)
+    # a warm-up has none
+    proxyless.check(parts, 0)
+
+
+def test_given_layers_obey_the_limits():
+    # the published count, without 60 filters and with fewer labels
+    largest = 109_622 - 2 * 60 - 81 * (12 - len(LABELS))
+    parts = nas_parts(max_parameters=largest - 1)
+    parts.config.network.layers = ",".join(["E6K7"] * 6)
+    told = rf"has {largest:,} parameters and .* limits"
+    with pytest.raises(UserError, match=told):
+        proxyless_space.check(parts)
+    parts.config.search.max_parameters = largest
+    proxyless_space.check(parts)
+    parts.config.search.max_macs = 1_000_000
+    with pytest.raises(UserError, match="multiply-accumulates, above the limits"):
         proxyless_space.check(parts)
 
 

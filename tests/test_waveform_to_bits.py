@@ -42,7 +42,8 @@ def test_a_run_goes_from_a_search_to_a_packed_file_and_tells_all_of_it(tmp_path)
     config, workdir = tiny(tmp_path), tmp_path / "run"
     configs.check(config)
     rows = experiment.run(config, str(workdir))
-    layers = load_layers(str(workdir / networks.GENOTYPE_FILE))
+    path = str(workdir / networks.GENOTYPE_FILE)
+    layers = load_layers(path, round_widths=False)
     assert set(layers) <= set(CHOSEN)
 
     told = {r["metric"]: r["value"] for r in rows if r["stage"] == "quantize"}

@@ -71,29 +71,39 @@ def are_layers(layers: Any) -> bool:
 
 def layers_to_json(layers: Sequence[str], round_widths: bool) -> str:
     """A found network as JSON text: its layers, and the skeleton they stand in."""
-    stem, *stages, _ = widths_of(round_widths)
     fields = {
         "layers": [[operation] for operation in layers],
         "strides": strides_of(layers),
-        "channels": [stages[i // STAGE_LAYERS] for i in range(len(layers))],
-        "stem_channels": stem,
+        **_skeleton(round_widths),
         "shortcut": "",
     }
     return json.dumps(fields, indent=1) + "\n"
 
 
-def load_layers(name_or_path: str) -> tuple[str, ...]:
+def _skeleton(round_widths: bool) -> dict[str, Any]:
+    """The widths of a network, as they are saved with its layers."""
+    stem, *stages, _ = widths_of(round_widths)
+    channels = [width for width in stages for _ in range(STAGE_LAYERS)]
+    return {"channels": channels, "stem_channels": stem}
+
+
+def load_layers(name_or_path: str, *, round_widths: bool) -> tuple[str, ...]:
     """Six operations, "E6K7,SKIP,…", or those of a network saved as JSON by path.
 
+    Args:
+      name_or_path: either of both.
+      round_widths: whether the network has the widths that are multiples of 8.
+
     Raises:
-      UserError: neither of both.
+      UserError: neither of both, or a network that was saved with other widths.
     """
+    saved: dict[str, Any] = {}
     if "," in name_or_path:
         layers = tuple(word.strip() for word in name_or_path.split(","))
     else:
         try:
-            fields = json.loads(folder_of(name_or_path).read_text())
-            layers = tuple(operation for (operation,) in fields["layers"])
+            saved = json.loads(folder_of(name_or_path).read_text())
+            layers = tuple(operation for (operation,) in saved["layers"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"network.layers {name_or_path!r} names no file of a found network "
@@ -104,6 +114,13 @@ def load_layers(name_or_path: str) -> tuple[str, ...]:
         raise UserError(
             f"network.layers {name_or_path!r} stands for {layers}: expected six "
             "operations E1K3 … E6K7 or SKIP, the first and fourth not SKIP."
+        )
+    wanted = _skeleton(round_widths)
+    if any(saved.get(key, value) != value for key, value in wanted.items()):
+        raise UserError(
+            f"network.layers {name_or_path!r} was found with other widths than the "
+            f"{wanted['stem_channels']} and {wanted['channels']} of network."
+            f"round_widths = {round_widths}. Set that to {not round_widths}."
         )
     return layers
 

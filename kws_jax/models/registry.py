@@ -77,7 +77,9 @@ def create_model(name: str, num_labels: int, **settings: Any) -> nn.Module:
     """
     known = model_settings(name)
     if isinstance(settings.get("layers"), str) and "layers" in known:
-        settings["layers"] = load_layers(settings["layers"])
+        settings["layers"] = load_layers(
+            settings["layers"], round_widths=bool(settings.get("round_widths"))
+        )
     for setting in settings:
         if setting not in known:
             raise UserError(

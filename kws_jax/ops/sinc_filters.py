@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kws_jax.ops.magnitude import magnitude
 from kws_jax.ops.tables import window_values
 
 # What follows the filters; a filter's plain output, taken every hop, has random phase.
@@ -72,13 +73,8 @@ def bands(
     low = |first| + min_low_hz, high = low + |second| + min_band_hz, each `at_most`
     what leaves min_low_hz <= low, low + min_band_hz <= high <= limit_hz.
     """
-    low = at_most(_absolute(first) + min_low_hz, limit_hz - min_band_hz)
-    return low, at_most(low + _absolute(second) + min_band_hz, limit_hz)
-
-
-def _absolute(x: jax.Array) -> jax.Array:
-    """|x| whose gradient is 1 at 0, where that of `jnp.abs` is 0 for good."""
-    return jnp.where(x < 0, -x, x)
+    low = at_most(magnitude(first) + min_low_hz, limit_hz - min_band_hz)
+    return low, at_most(low + magnitude(second) + min_band_hz, limit_hz)
 
 
 def sinc_filters(

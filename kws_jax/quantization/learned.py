@@ -21,9 +21,10 @@ FEWEST_BITS = 2
 def bit_width(offset: jax.Array, most: int) -> jax.Array:
     """The number of bits b = round(|o| + 2), at most `most`, of a learned number o.
 
-    Rounding and the upper limit have the gradient of the identity, so ∂b/∂o = sign(o).
+    Rounding and the upper limit have the gradient of the identity, so ∂b/∂o = sign(o),
+    and 1 at o = 0, where bits begin at 2.
     """
-    exact = jnp.abs(offset) + FEWEST_BITS
+    exact = magnitude(offset) + FEWEST_BITS
     rounded = jnp.minimum(jnp.round(exact), most)
     return exact + jax.lax.stop_gradient(rounded - exact)
 

@@ -64,6 +64,8 @@ def check(parts: Parts, folder: Path) -> None:
     for index, stage in enumerate(stages):
         if stage.kind == "proxyless_search" or draw.draws_layers(parts, stage):
             proxyless_space.check(parts)
+            if stage.kind == "proxyless_search" and networks.finds_genotype(parts):
+                proxyless.check(parts, index)
         elif stage.kind in FINDS_GENOTYPE:
             search.create_space(parts)
         if stage.kind == "search":

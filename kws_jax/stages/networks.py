@@ -96,7 +96,12 @@ def keep_given_genotype(setup: Setup, folder: Path) -> None:
     if not name or not isinstance(name, str):
         return
     loads: dict[str, Callable[[str], Any]]
-    loads = {"genotype": load_genotype, "layers": load_layers}
+    loads = {
+        "genotype": load_genotype,
+        "layers": functools.partial(
+            load_layers, round_widths=setup.config.network.get("round_widths", False)
+        ),
+    }
     load = loads[field]
     path, given = folder / GENOTYPE_FILE, load(name)
     if path.exists() and load(str(path)) != given:

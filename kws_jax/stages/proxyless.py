@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from kws_jax import together
 from kws_jax.data.corpus import Split
+from kws_jax.errors import UserError
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts
 from kws_jax.search import proxyless
@@ -99,6 +100,26 @@ def splits(parts: Parts) -> tuple[Split, Split]:
     if parts.config.search.architecture_data == "half":
         return halves(parts.task.train, parts.config.data.seed)
     return parts.task.train, parts.task.validation
+
+
+def check(parts: Parts, index: int) -> None:
+    """Raises UserError where the stage's epochs leave no step for the architecture."""
+    stage = parts.config.stages[index]
+    plan = runner.plan_of(parts, index, len(splits(parts)[0]))
+    if stage.architecture_every and not architecture_steps(stage, plan):
+        raise UserError(
+            f"config.stages[{index}] ({stage.name!r}) has 0 steps of its architecture "
+            f"in {plan.total_steps:,} steps: {_start(stage, plan):,} come before it "
+            f"(warmup_epochs = {stage.warmup_epochs:g}), then one comes after every "
+            f"{stage.architecture_every} (architecture_every). The network would be "
+            "one drawn at random: give more epochs, or less of these."
+        )
+
+
+def architecture_steps(stage: ConfigDict, plan: StagePlan) -> int:
+    """How many steps of the stage train the architecture."""
+    every = stage.architecture_every
+    return max(0, plan.total_steps // every - _start(stage, plan) // every)
 
 
 def _start(stage: ConfigDict, plan: StagePlan) -> int:

@@ -1,13 +1,14 @@
 """What a ProxylessNAS search chooses among: the space, its costs and its limits."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from kws_jax.errors import UserError, nearest
 from kws_jax.models import counting
-from kws_jax.models.mbconv import MBConvNet
+from kws_jax.models.mbconv import MBConvNet, load_layers
 from kws_jax.parts import Parts
 from kws_jax.search import limits
 from kws_jax.search.limits import Limits
@@ -66,6 +67,23 @@ def check(parts: Parts) -> None:
             f"no limit): the fewest multiply-accumulates are {macs:,}, the fewest "
             f"parameters {parameters:,}. Raise the limits, or take fewer filters."
         )
+    if config.network.layers:
+        _check_given(parts, bounds)
+
+
+def _check_given(parts: Parts, bounds: Limits) -> None:
+    """Raises UserError where the layers that the config names exceed the limits."""
+    network = parts.config.network
+    layers = load_layers(network.layers, round_widths=network.round_widths)
+    macs, parameters = _size_of(parts, layers)
+    over_macs = bounds.max_macs and macs > bounds.max_macs
+    if over_macs or (bounds.max_parameters and parameters > bounds.max_parameters):
+        raise UserError(
+            f"config.network.layers = {network.layers!r} has {parameters:,} parameters "
+            f"and {macs:,} multiply-accumulates, above the limits config.search."
+            f"max_parameters = {bounds.max_parameters:,} or max_macs = "
+            f"{bounds.max_macs:,} (0 is no limit). Raise them, or name other layers."
+        )
 
 
 def create_space(parts: Parts) -> MBConvSpace:
@@ -92,15 +110,7 @@ def costs_of(parts: Parts, space: MBConvSpace) -> tuple[tuple[Cost, ...], Limits
     frames, features = parts.frontend.shape
     features = parts.frontend.settings.get("num_filters", features)
     costs = space.costs((features, frames))
-    layers = tuple(names[0] for names in space.candidates)
-    plain = MBConvNet(len(parts.labels), layers, space.round_widths)
-    model, clip = (
-        networks.behind_front(parts, plain),
-        networks.sample_features(parts),
-    )
-    shapes = networks.variable_shapes(model, clip)
-    macs = counting.count_macs(functools.partial(networks.infer, model), shapes, clip)
-    parameters = counting.count_parameters(shapes["params"])
+    macs, parameters = _size_of(parts, [names[0] for names in space.candidates])
     search = parts.config.search
     return costs, Limits(
         max_macs=search.max_macs,
@@ -108,6 +118,17 @@ def costs_of(parts: Parts, space: MBConvSpace) -> tuple[tuple[Cost, ...], Limits
         fixed_macs=macs - sum(int(cost.macs[0]) for cost in costs),
         fixed_parameters=parameters - sum(int(cost.parameters[0]) for cost in costs),
     )
+
+
+def _size_of(parts: Parts, layers: Sequence[str]) -> tuple[int, int]:
+    """Multiply-accumulates and parameters of the network with these layers."""
+    widths = parts.config.network.round_widths
+    plain = MBConvNet(len(parts.labels), tuple(layers), widths)
+    model = networks.behind_front(parts, plain)
+    clip = networks.sample_features(parts)
+    shapes = networks.variable_shapes(model, clip)
+    macs = counting.count_macs(functools.partial(networks.infer, model), shapes, clip)
+    return macs, counting.count_parameters(shapes["params"])
 
 
 def random_layers(parts: Parts) -> tuple[str, ...]:

@@ -11,13 +11,14 @@ Words after a colon, separated by commas, choose
     conv1d (that is conv1d60), conv1d40, conv1d80    free filters, the paper's baseline
     mfcc10, mfcc20, mfcc30, mfcc40            no learned front end
     proxyless (default), random               the search; its baseline under the limits
-    float (default), w8a8 … w1a1, learned_bits    how it is quantised in the end
+    float (default), w8a8 … w1a1, learned_bits, few_bits    how it is quantised
     paper (default), cpu, demo                the size
 
 `--config.search.beta=B` says how much operations count; several values give networks
-of some 30,000 to 80,000 parameters; the largest of the space has 109,622, or 123,000
+of some 30,000 to 90,000 parameters; the largest of the space has 109,622, or 123,000
 with `--config.network.round_widths`.
-`--config.search.max_macs` and `max_parameters` are hard limits of the found network.
+`--config.search.max_macs`, `max_parameters` and `min_parameters` are hard limits of the
+found network.
 `python -m kws_jax.compare WORKDIR… --plot=FILE.html` draws accuracy against parameters.
 Filters that are learned stay in float when the network is quantised.
 
@@ -120,9 +121,11 @@ def _search(method: str) -> ConfigDict:
             "beta": 0.3,
             "scale": 1.0,
             "reference_macs": 20e6,
-            # What the found network may have at most; 0 is no limit.
+            # What the found network may have at most, and at least (for one drawn at
+            # random, of the size of one that was searched); 0 is no limit.
             "max_macs": 0,
             "max_parameters": 0,
+            "min_parameters": 0,
             # The space.
             "expansions": (1, 2, 3, 4, 5, 6),
             "kernels": (3, 5, 7),

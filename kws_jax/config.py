@@ -42,6 +42,7 @@ _BEFORE_FIELDS = {
     "batch_norm_of": scaling.GLOBAL,
     "frontend.first_filters": "uniform",
     "frontend.first_gain": 1.0,
+    "search.min_parameters": 0,
     "search.nested": False,
     "search.operations": [],
     "seeds": 1,

@@ -31,7 +31,7 @@ WHOLE: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("log_every_steps", "steps_per_call"), _INT32),
     "batch_norm_devices": (1, 2**31 - 1),
     **dict.fromkeys(("architecture_every", "patience", "steps"), (0, 2**31 - 1)),
-    **dict.fromkeys(("max_macs", "max_parameters"), (0, 2**62)),
+    **dict.fromkeys(("max_macs", "max_parameters", "min_parameters"), (0, 2**62)),
     "clips_per_word": (1, 1_000_000),
     "threads": (-(2**31), 256),
     **dict.fromkeys(("channels", "hidden", "states", "depth"), (-(2**31), 100_000)),

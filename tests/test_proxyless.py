@@ -114,14 +114,17 @@ def test_most_probable_network_within_limits_is_that_of_brute_force(seed):
     rng = np.random.default_rng(seed)
     costs = small_costs()
     logs = [np.log(rng.dirichlet(np.ones(len(c.macs)))) for c in costs]
-    for max_macs, max_parameters in [(0, 0), (130, 0), (0, 90), (120, 110), (14, 14)]:
-        bounds = Limits(max_macs, max_parameters, fixed_macs=10, fixed_parameters=5)
+    for max_macs, max_parameters, least in [
+        *((0, 0, 0), (130, 0, 0), (0, 90, 0), (120, 110, 0), (14, 14, 0)),
+        *((0, 0, 100), (130, 100, 80), (0, 80, 81)),
+    ]:
+        bounds = Limits(max_macs, max_parameters, 10, 5, least)
         best, found = -np.inf, None
         for choice in itertools.product(*(range(len(c.macs)) for c in costs)):
             macs = 10 + sum(c.macs[i] for c, i in zip(costs, choice))
             parameters = 5 + sum(c.parameters[i] for c, i in zip(costs, choice))
             fits = (not max_macs or macs <= max_macs) and (
-                not max_parameters or parameters <= max_parameters
+                least <= parameters <= (max_parameters or np.inf)
             )
             score = sum(log[i] for log, i in zip(logs, choice))
             if fits and score > best:
@@ -134,12 +137,12 @@ def test_most_probable_network_within_limits_is_that_of_brute_force(seed):
 
 
 def test_random_networks_are_uniform_over_those_within_the_limits():
-    costs, bounds = small_costs(), Limits(110, 110)
+    costs, bounds = small_costs(), Limits(110, 110, min_parameters=60)
     fitting = {
         choice
         for choice in itertools.product(*(range(len(c.macs)) for c in costs))
         if sum(c.macs[i] for c, i in zip(costs, choice)) <= 110
-        and sum(c.parameters[i] for c, i in zip(costs, choice)) <= 110
+        and 60 <= sum(c.parameters[i] for c, i in zip(costs, choice)) <= 110
     }
     rng = np.random.default_rng(1)
     drawn = [limits.draw(costs, bounds, rng) for _ in range(40 * len(fitting))]

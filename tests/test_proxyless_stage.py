@@ -155,6 +155,8 @@ def test_learned_filters_count_among_what_is_fixed():
     [
         ({"max_parameters": 3000}, "No network of the space.*fewest parameters"),
         ({"max_macs": 10}, "No network of the space"),
+        ({"min_parameters": 109_000}, "No network of the space.*, the most "),
+        ({"min_parameters": 20_000, "max_parameters": 19_000}, "No network of the"),
         ({"architecture_data": "halves"}, "did you mean 'half'"),
         ({"reference_macs": 1.0}, "reference_macs = 1"),
     ],
@@ -214,13 +216,13 @@ def test_given_layers_obey_the_limits():
     largest = 109_622 - 2 * 60 - 81 * (12 - len(LABELS))
     parts = nas_parts(max_parameters=largest - 1)
     parts.config.network.layers = ",".join(["E6K7"] * 6)
-    told = rf"has {largest:,} parameters and .* limits"
+    told = rf"has {largest:,} parameters and .* not within .*max_parameters = "
     with pytest.raises(UserError, match=told):
         proxyless_space.check(parts)
     parts.config.search.max_parameters = largest
     proxyless_space.check(parts)
     parts.config.search.max_macs = 1_000_000
-    with pytest.raises(UserError, match="multiply-accumulates, above the limits"):
+    with pytest.raises(UserError, match=r"not within .*max_macs = 1,000,000"):
         proxyless_space.check(parts)
 
 

@@ -132,7 +132,7 @@ def test_gradient_by_bits_is_that_of_a_step_with_what_rounding_adds_held(bits, s
 
 @pytest.mark.parametrize(
     ("offset", "bits", "slope"),
-    [(0.2, 2, 1), (-0.7, 3, -1), (1.5, 4, 1), (-6.0, 8, -1), (7.9, 8, 1)],
+    [(0.0, 2, 1), (0.2, 2, 1), (-0.7, 3, -1), (1.5, 4, 1), (-6.0, 8, -1), (7.9, 8, 1)],
 )
 def test_learned_offset_gives_whole_bits_and_the_gradient_of_its_size(
     offset, bits, slope

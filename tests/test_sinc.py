@@ -118,7 +118,9 @@ def test_edges_beyond_the_limit_come_back_when_the_loss_asks_and_go_no_further()
     beyond = jnp.array([9000.0])
     assert jax.grad(edge(1.0))(beyond) > 0  # a step against it leads inside
     assert jax.grad(edge(-1.0))(beyond) == 0
+    # at 0 the sign of the parameter does not tell which way is back
     assert jax.grad(edge(1.0))(jnp.zeros(1)) == 1
+    assert jax.grad(edge(1.0))(jnp.full(1, -1.0)) == -1
 
 
 @pytest.mark.parametrize("name", ["sinc", "conv1d"])

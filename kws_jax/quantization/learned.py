@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kws_jax.ops.magnitude import magnitude
 from kws_jax.quantization.straight_through import fake_quantize
 
 PyTree = Any

@@ -16,7 +16,7 @@ from kws_jax.search.mbconv_space import Cost
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a whole network may cost at most, and what its fixed parts take of it.
+    """What a whole network may cost, and what its fixed parts take of it.
 
     0 is no limit.
     """
@@ -25,15 +25,17 @@ class Limits:
     max_parameters: int = 0
     fixed_macs: int = 0
     fixed_parameters: int = 0
+    min_parameters: int = 0
 
-    @property
-    def room(self) -> np.ndarray:
-        """MACs and parameters that are left for the layers, [2]."""
+    def allow(self, cost: np.ndarray) -> np.ndarray:
+        """Whether layers of a cost [..., 2], MACs and parameters, are within them."""
         limits = (self.max_macs, self.max_parameters)
         fixed = (self.fixed_macs, self.fixed_parameters)
-        return np.array(
-            [limit - taken if limit else np.inf for limit, taken in zip(limits, fixed)]
-        )
+        room = [
+            limit - taken if limit else np.inf for limit, taken in zip(limits, fixed)
+        ]
+        enough = cost[..., 1] >= self.min_parameters - self.fixed_parameters
+        return np.all(cost <= np.array(room), axis=-1) & enough
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,7 @@ def most_probable(
         # both halves are in order of their score
         if score + second.score[0] <= best:
             break
-        fits = np.all(second.cost <= limits.room - cost, axis=1)
+        fits = limits.allow(cost + second.cost)
         at = int(np.argmax(fits))
         if fits[at] and score + second.score[at] > best:
             best, found = score + second.score[at], (*places, *second.places[at])
@@ -77,24 +79,22 @@ def draw(
     """One of the networks within the limits, all equally probable; None without any."""
     first, second = _halves([np.zeros(len(cost.macs)) for cost in costs], costs)
     counts = np.array(
-        [
-            np.count_nonzero(np.all(second.cost <= limits.room - cost, axis=1))
-            for cost in first.cost
-        ]
+        [np.count_nonzero(limits.allow(cost + second.cost)) for cost in first.cost]
     )
     if not counts.any():
         return None
     at = rng.choice(len(counts), p=counts / counts.sum())
-    fits = np.all(second.cost <= limits.room - first.cost[at], axis=1)
+    fits = limits.allow(first.cost[at] + second.cost)
     other = rng.choice(np.flatnonzero(fits))
     return tuple(map(int, (*first.places[at], *second.places[other])))
 
 
-def smallest(costs: Sequence[Cost], limits: Limits) -> tuple[int, int]:
-    """The fewest MACs, and the fewest parameters, that a network of the space has."""
+def extremes(costs: Sequence[Cost], limits: Limits) -> tuple[int, int, int]:
+    """The fewest MACs, and the fewest and most parameters, that the space offers."""
     return (
         limits.fixed_macs + sum(int(cost.macs.min()) for cost in costs),
         limits.fixed_parameters + sum(int(cost.parameters.min()) for cost in costs),
+        limits.fixed_parameters + sum(int(cost.parameters.max()) for cost in costs),
     )
 
 

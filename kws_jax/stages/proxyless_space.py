@@ -60,12 +60,14 @@ def check(parts: Parts) -> None:
     costs, bounds = costs_of(parts, space)
     even = [np.zeros(len(names)) for names in space.candidates]
     if limits.most_probable(even, costs, bounds) is None:
-        macs, parameters = limits.smallest(costs, bounds)
+        macs, parameters, most = limits.extremes(costs, bounds)
         raise UserError(
             f"No network of the space is within config.search.max_macs = "
-            f"{bounds.max_macs:,} and max_parameters = {bounds.max_parameters:,} (0 is "
-            f"no limit): the fewest multiply-accumulates are {macs:,}, the fewest "
-            f"parameters {parameters:,}. Raise the limits, or take fewer filters."
+            f"{bounds.max_macs:,}, max_parameters = {bounds.max_parameters:,} and "
+            f"min_parameters = {bounds.min_parameters:,} (0 is no limit): the fewest "
+            f"multiply-accumulates are {macs:,}, the fewest parameters "
+            f"{parameters:,}, the most {most:,}. Widen the limits, or take fewer "
+            "filters."
         )
     if config.network.layers:
         _check_given(parts, bounds)
@@ -76,13 +78,14 @@ def _check_given(parts: Parts, bounds: Limits) -> None:
     network = parts.config.network
     layers = load_layers(network.layers, round_widths=network.round_widths)
     macs, parameters = _size_of(parts, layers)
-    over_macs = bounds.max_macs and macs > bounds.max_macs
-    if over_macs or (bounds.max_parameters and parameters > bounds.max_parameters):
+    searched = (macs - bounds.fixed_macs, parameters - bounds.fixed_parameters)
+    if not bounds.allow(np.array(searched)):
         raise UserError(
             f"config.network.layers = {network.layers!r} has {parameters:,} parameters "
-            f"and {macs:,} multiply-accumulates, above the limits config.search."
-            f"max_parameters = {bounds.max_parameters:,} or max_macs = "
-            f"{bounds.max_macs:,} (0 is no limit). Raise them, or name other layers."
+            f"and {macs:,} multiply-accumulates, not within config.search."
+            f"max_parameters = {bounds.max_parameters:,}, max_macs = "
+            f"{bounds.max_macs:,} and min_parameters = {bounds.min_parameters:,} (0 is "
+            "no limit). Widen them, or name other layers."
         )
 
 
@@ -115,6 +118,8 @@ def costs_of(parts: Parts, space: MBConvSpace) -> tuple[tuple[Cost, ...], Limits
     return costs, Limits(
         max_macs=search.max_macs,
         max_parameters=search.max_parameters,
+        # experiments of before the field had none
+        min_parameters=search.get("min_parameters", 0),
         fixed_macs=macs - sum(int(cost.macs[0]) for cost in costs),
         fixed_parameters=parameters - sum(int(cost.parameters[0]) for cost in costs),
     )

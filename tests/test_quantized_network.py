@@ -103,9 +103,65 @@ def test_network_folds_and_every_kernel_learns_at_every_width(model, bands, shal
     compiled = jax.jit(measure).lower(trees_at(EXACT), x).compile(QUICK)
     unfolded, _, logits = compiled(trees_at(EXACT), x)
     np.testing.assert_allclose(logits, unfolded, atol=1e-4)
-    for width in range(2, 9):
-        _, (gradients, dx), _ = compiled(trees_at(width), x)
-        assert_all_learn({**kernel_gradients(gradients), "input": dx}, width)
+    errors = {}
+    for width in (*range(2, 9), 10, 12):
+        _, (gradients, dx), logits = compiled(trees_at(width), x)
+        errors[width] = np.sqrt(np.mean(np.square(logits - unfolded)))
+        if width <= 8:
+            assert_all_learn({**kernel_gradients(gradients), "input": dx}, width)
+    # At 8 bits it is the error of rounding: small, and a quarter with two bits more.
+    assert errors[8] < 0.05 * np.ptp(unfolded)
+    assert 8 < errors[8] / errors[12] < 32
+
+
+@pytest.mark.parametrize("bits", [1, 8])
+@pytest.mark.parametrize(("model", "bands"), FAMILIES)
+def test_every_kernel_learns_by_the_batch_at_fixed_widths(model, bands, bits, shallow):
+    x = features_of(bands, batch=16)
+    variables = settled(model, random_variables(model, x), x)
+    stats = variables["batch_stats"]
+    sites = find_sites(model, variables, x[:1])
+    ranges = calibration.measure_ranges(model, sites, variables["params"], stats, [x])
+    network, trees, _ = quantized((model, variables, x, ranges), Bits(bits, bits))
+    gradients, dx = gradients_in_training(network, trees, stats, x)
+    learning = {**kernel_gradients(gradients), "input": dx}
+    if isinstance(model, conv_mixer.ConvMixer) and bits < 8:
+        # Behind kernels of one tap few bits are all equally large, and may all lie
+        # outside of the next layer's range: that learns first.
+        bound = gradients["quantization_bounds"].pop("pre/layer1/pointwise")
+        learning = {n: g for n, g in learning.items() if not n.startswith("pre/layer")}
+        learning["range"] = bound
+    assert_all_learn(learning, bits)
+
+
+def settled(model, variables, x):
+    """The variables with the statistics of a batch as running ones.
+
+    Ranges fit what is heard in training then.
+    """
+
+    @functools.partial(jax.jit, compiler_options=QUICK)
+    def follow(variables):
+        def once(_, stats):
+            told = {**variables, "batch_stats": stats}
+            _, moved = model.apply(told, x, train=True, mutable=["batch_stats"])
+            return moved["batch_stats"]
+
+        return jax.lax.fori_loop(0, 1000, once, variables["batch_stats"])
+
+    return {**variables, "batch_stats": follow(variables)}
+
+
+def gradients_in_training(network, trees, stats, x):
+    """Of a sum of the logits, by the trees and by the features."""
+
+    def loss(trees, x):
+        told = {"params": trees, "batch_stats": stats}
+        logits, _ = network.apply(told, x, train=True, mutable=["batch_stats"])
+        return (logits * jnp.arange(1.0, 5.0) ** 2).sum()
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=QUICK)
+    return grad(trees, jnp.asarray(x))
 
 
 class Kinds(nn.Module):
@@ -214,31 +270,12 @@ def test_every_kind_of_layer_learns_at_every_fixed_width(kinds, bits):
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_every_kind_of_layer_learns_with_the_statistics_of_the_batch(kinds, bits):
     model, variables, x, _ = kinds
-
-    @functools.partial(jax.jit, compiler_options=QUICK)
-    def settled(variables):
-        def follow(_, stats):
-            told = {**variables, "batch_stats": stats}
-            return model.apply(told, x, train=True, mutable=["batch_stats"])[1][
-                "batch_stats"
-            ]
-
-        return jax.lax.fori_loop(0, 1000, follow, variables["batch_stats"])
-
-    # Ranges fit what is heard in training where running statistics are the batch's.
-    stats = settled(variables)
-    variables = {**variables, "batch_stats": stats}
+    variables = settled(model, variables, x)
+    stats = variables["batch_stats"]
     sites = find_sites(model, variables, x[:1])
     ranges = calibration.measure_ranges(model, sites, variables["params"], stats, [x])
     network, trees, _ = quantized((model, variables, x, ranges), Bits(bits, bits))
-
-    def loss(trees, x):
-        told = {"params": trees, "batch_stats": stats}
-        logits, _ = network.apply(told, x, train=True, mutable=["batch_stats"])
-        return (logits * jnp.arange(1.0, 5.0) ** 2).sum()
-
-    grad = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=QUICK)
-    gradients, dx = grad(trees, jnp.asarray(x))
+    gradients, dx = gradients_in_training(network, trees, stats, x)
     assert_all_learn({**kernel_gradients(gradients), "input": dx}, bits)
 
 

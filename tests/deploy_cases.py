@@ -67,6 +67,7 @@ CASES = (
     Case("acoustic_dnn"),
     Case("tc_resnet8", bits=Bits(4, 4), settings=NARROW),
     Case("tenet6_narrow", bits=Bits(8, 8, learned=True)),
+    Case("mbconv", WAVEFORM, "sinc", bits=Bits(4, 4)),
 )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from network_values import QUICK, random_variables
-from settled import settled
+from settled import clips, settled
 from test_quantized_network import (  # noqa: F401
     FAMILIES,
     Kinds,
@@ -36,7 +36,8 @@ from kws_jax.deploy.packed_reader import PackedNetwork, load
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import create_frontend
 from kws_jax.models import front_filter
-from kws_jax.models.learned_frontend import create_filters
+from kws_jax.models.learned_frontend import WithFrontend, create_filters
+from kws_jax.models.mbconv import MBConvNet
 from kws_jax.models.tc_resnet import TCResNet
 from kws_jax.quantization import calibration
 from kws_jax.quantization.integers import IntegerNetwork
@@ -89,13 +90,13 @@ def compiled(function, x):
     return np.asarray(jax.jit(function).lower(x).compile(QUICK)(x))
 
 
-def assert_same_answers(inference, x):
-    """Of four clips; returns the packed program."""
-    program = packed_writer.to_program(inference, "features")
+def assert_same_answers(inference, x, given="features"):
+    """Of four clips, as features or waveforms; returns the packed program."""
+    program = packed_writer.to_program(inference, given)
     used = {i for operation in program.operations for i in operation.inputs}
     last = len(program.constants) + len(program.operations)
     assert used | {program.output} == set(range(last + 1))
-    want = np.log(compiled(inference.from_features, x))
+    want = np.log(compiled(inference.function(given), x))
     got = np.log(PackedNetwork(program).probabilities(x))
     assert packed_check.check(program).shape == (1, *got.shape[1:])
     # Of any three clips, so that what ignores its input fails below.
@@ -121,6 +122,22 @@ def test_every_family_answers_as_in_jax(model, bands, learned, request):
     assert packed_format.sizes(program)["weights"] == sum(
         int(np.ceil(counts[name] * int(widths[name]) / 8)) for name in counts
     )
+
+
+def test_network_behind_learned_filters_answers_audio_as_in_jax():
+    frontend = create_frontend("sinc", hop_ms=60, num_filters=8)
+    learned = create_filters("sinc", frontend.settings, frontend.shape[1])
+    encoder = next(model for model, _ in FAMILIES if isinstance(model, MBConvNet))
+    audio = jnp.asarray(clips()[::2])
+    frames = np.asarray(frontend(audio))
+    model = WithFrontend(learned, encoder)
+    inference = inference_of(model, frames, Bits(4, 4), frontend)
+    program = assert_same_answers(inference, audio, "waveform")
+    # The filters are made of their edges and stay in float.
+    stored = packed_format.sizes(program)
+    counts = inference.quantized.sites.weight_counts
+    assert all(name.startswith("encoder/") for name in counts)
+    assert stored["weights"] == sum(-(-4 * count // 8) for count in counts.values())
 
 
 @pytest.mark.parametrize("bits", [1, 8])

@@ -20,8 +20,10 @@ CHOSEN = ("E1K3", "E2K3", SKIP)
 
 
 def tiny(folder):
-    config = end_to_end_nas.get_config("mfcc10,learned_bits,cpu").unlock()
+    config = end_to_end_nas.get_config("sinc40,learned_bits,cpu").unlock()
     on_words(config, folder)
+    # As few as are filters still; the parameters are those of the waveform's network.
+    config.frontend.num_filters = 8
     config.evaluation.update(snr_db=(), batch_size=16)
     # As few as leave something to be chosen and skipped.
     config.search.update(expansions=(1, 2), kernels=(3,), max_parameters=16_000)
@@ -32,7 +34,7 @@ def tiny(folder):
     config.stages[1].architecture_every = 2
     config.stages[3].calibration_batches = 2
     # One that no network lacks, and one that the found network may lack.
-    config.stages[3].keep_float = ("head/*", "blocks_1/*")
+    config.stages[3].keep_float = ("encoder/head/*", "encoder/blocks_1/*")
     return config
 
 

@@ -103,8 +103,8 @@ def quantize_stage(train: ConfigDict, bits: str) -> ConfigDict:
     # λ_w, λ_a: of the mean bits of a weight and of an activation in the loss.
     stage.weight_bits_penalty = 0.04
     stage.activation_bits_penalty = 0.04
-    # Layers that stay in float, by patterns of names: ('*stem/*', '*head/*'); those of a
-    # network behind a filter or learned filters begin with 'encoder/'.
+    # Layers that stay in float, by patterns of names: ('*stem/*', '*head/*'). Behind a
+    # filter or learned filters the network's own begin with 'encoder/'.
     stage.keep_float = ()
     # On which the ranges of activations are measured.
     stage.calibration_batches = 8

@@ -1,6 +1,7 @@
 """A trained network as a file: `python -m kws_jax.export --workdir=W --format=F`.
 
-Formats: `tflite` (for ai-edge-litert, also `--quantize=int8`), `onnx` (for
+Formats: `tflite` (for ai-edge-litert, also `--quantize=int8`: in integers all through,
+of networks in float or trained with 8 bits for activations), `onnx` (for
 onnxruntime), `stablehlo` (for JAX alone, any batch, on CPU, GPU and TPU), `packed`
 (quantised networks with their weights at their bits, for NumPy alone). Writes
 `W/export/kws.…`, runs it on test clips of the experiment's data and compares it with

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter
-from deploy_cases import CASES, LABELS, example, inference_of
+from deploy_cases import CASES, LABELS, NARROW, Case, example, inference_of
 
 from kws_jax.deploy import formats, stablehlo
 from kws_jax.deploy.formats import FEATURES, FORMATS, INT8, WAVEFORM, Request
@@ -18,16 +18,17 @@ from kws_jax.errors import UserError
 from kws_jax.frontends.registry import FRONTENDS
 from kws_jax.models.front_filter import FILTERS, NONE
 from kws_jax.models.registry import MODELS
+from kws_jax.quantization.network import Bits
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 FLOATS = ("tflite", "onnx", "stablehlo")
-# All networks in float, on features, which integers begin with; the acoustic model is
-# refused.
+# All networks in float, on features, which integers begin with, and one that has
+# learned with 8 bits; the acoustic model is refused.
 IN_INTEGERS = [
     dataclasses.replace(case, input=FEATURES)
     for case in CASES
     if not case.bits and case.network != "acoustic_dnn"
-]
+] + [Case("tc_resnet8", bits=Bits(8, 8), settings=NARROW)]
 
 
 def exported(case, format_name, folder, quantize=""):
@@ -92,7 +93,8 @@ def test_full_integers_stay_near_the_network(case, tmp_path):
     ("wanted", "told"),
     [
         (lambda case: case.network == "acoustic_dnn", "adds up scores of all frames"),
-        (lambda case: case.bits, "the last stage of this one has quantised it"),
+        (lambda case: case.bits and case.bits.learned, "has taught it others"),
+        (lambda case: case.bits and case.bits.activations == 4, "has taught it others"),
     ],
 )
 def test_integers_are_refused_where_they_cannot_be_had(wanted, told, tmp_path):

@@ -92,6 +92,10 @@ class Inference:
         """
         return self if self.quantized else _Folded(**vars(self))
 
+    def without_activation_bits(self) -> "Inference":
+        """The same, of whose quantisation the weights alone are left, norms folded."""
+        return _Folded(**vars(self))
+
     def function(self, kind: str) -> Callable[[jax.Array], jax.Array]:
         """From WAVEFORM or FEATURES to probabilities."""
         return {WAVEFORM: self.from_waveform, FEATURES: self.from_features}[kind]
@@ -127,18 +131,22 @@ class Inference:
 
 
 class _Folded(Inference):
+    def folded(self) -> "Inference":
+        """Itself."""
+        return self
+
     def from_features(self, features: Float[Array, "b t f"]) -> Float[Array, "b k"]:
         """Probabilities for features as the front end makes them."""
         weights, clip = self.trees[WEIGHTS], jnp.zeros((1, *self.frontend.shape))
-        variables = {"params": weights, "batch_stats": self.batch_stats}
-        sites = find_sites(self.model, variables, clip, keep_unknown=True)
+        if self.quantized:
+            sites = self.quantized.sites
+            kernels = self.quantized.weights_of(self.trees, self.batch_stats)
+        else:
+            variables = {"params": weights, "batch_stats": self.batch_stats}
+            sites = find_sites(self.model, variables, clip, keep_unknown=True)
+            kernels = folded_kernels(sites, weights, self.batch_stats)
         logits = run_folded(
-            self.model,
-            sites,
-            weights,
-            self.batch_stats,
-            features,
-            kernels=folded_kernels(sites, weights, self.batch_stats),
+            self.model, sites, weights, self.batch_stats, features, kernels=kernels
         )
         return self.probabilities(logits)
 

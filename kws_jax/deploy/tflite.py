@@ -3,9 +3,12 @@
 The batch of the artefact is 1. In float, input and output are float32. With
 `--quantize=int8` weights and activations are integers of 8 bits, with ranges measured
 on training clips, and so are input and output: q = round(x / scale) + zero_point, by
-the input's own numbers. What `Inference.describe` says lies in the file's ZIP archive
-as `metadata.json`, where TensorFlow Lite has associated files: `unzip kws.tflite` finds
-it. ai-edge-litert runs the artefact:
+the input's own numbers. A network that was trained with 8 bits for activations gives
+its weights as it has them, to be rounded again with a scale for each channel.
+
+What `Inference.describe` says lies in the file's ZIP archive as `metadata.json`, where
+TensorFlow Lite has associated files: `unzip kws.tflite` finds it. ai-edge-litert runs
+the artefact:
 
     import json, zipfile
     import numpy as np
@@ -43,6 +46,7 @@ from kws_jax.deploy.inference import Inference
 from kws_jax.deploy.program import Replacements, plain
 from kws_jax.errors import UserError
 from kws_jax.models import acoustic_dnn
+from kws_jax.quantization import fixed
 
 _METADATA = "metadata.json"
 
@@ -72,6 +76,7 @@ def write(inference: Inference, request: Request, path: Path) -> None:
     """
     if request.quantize == INT8:
         _check_integers(inference)
+        inference = inference.without_activation_bits()
     shape = (1, *inference.input_shape(request.input))
     function = inference.folded().function(request.input)
     replacements: Replacements = _IN_INTEGERS if request.quantize == INT8 else {}
@@ -102,10 +107,13 @@ def _check_integers(inference: Inference) -> None:
             "integers of 8 bits cannot hold: leave --quantize out."
         )
     if inference.quantized:
-        raise UserError(
-            "--quantize=int8 is for networks in float, and the last stage of this one "
-            "has quantised it, on grids of its own: leave --quantize out."
-        )
+        bits = inference.quantized.bits
+        if bits.learned or bits.activations < fixed.MOST_BITS:
+            raise UserError(
+                "--quantize=int8 computes activations with 8 bits, and the last stage "
+                "of this network has taught it others: leave --quantize out, or train "
+                "with bits such as w8a8."
+            )
 
 
 def _quantize(converter: Any, request: Request) -> None:

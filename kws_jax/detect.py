@@ -10,8 +10,9 @@ each keyword that it hears: time (seconds: the middle of what was heard, or the 
 the keyword where the network scores single frames), keyword, score. With
 `--labels=FILE`, lines of start_seconds,end_seconds,word, it also tells which of them
 are right, and then, in lines of their own, how often keywords are missed at one and at
-ten false alarms an hour, each keyword and all together, at which threshold (a number
-for `--threshold` on the next recording), and the errors at the threshold that was used
+ten false alarms an hour, and at as many as `--detection.target_false_alarms_per_hour`
+says, each keyword and all together, at which threshold (a number for `--threshold` on
+the next recording), and the errors at the threshold that was used
 (`stages.detection_records.recording_lines` names the keys).
 """
 
@@ -39,11 +40,15 @@ _THRESHOLD = flags.DEFINE_string(
 )
 _GROUPS = ("data", "detection")
 _STORED = ("common", "each")
+_TARGET = "detection.target_false_alarms_per_hour="
 
 
 def _define_overrides(argv: list[str]) -> None:
     stated = command_line.value_of("threshold", argv) or "common"
     changes = [a for a in argv if a.lstrip("-").startswith("detection.")]
+    if command_line.value_of("labels", argv):
+        # It is a rate to be told then, and changes nothing that is heard.
+        changes = [a for a in changes if not a.lstrip("-").startswith(_TARGET)]
     if command_line.value_of("audio", argv) and changes and stated in _STORED:
         raise UserError(
             f"{changes[0]}: the stored threshold goes with the settings that it was "
@@ -109,10 +114,12 @@ def listen(
         }
         yield told if spoken is None else told | {"right": event.right}
     if spoken is not None:
-        curves = det_curve.curves(heard, spoken, rule, max(records.RATES))
+        target = config.detection.target_false_alarms_per_hour
+        rates = sorted({*records.RATES, target})
+        curves = det_curve.curves(heard, spoken, rule, max(rates))
         right = sum(event.right for event in events)
         errors = (curves[""].references - right, len(events) - right)
-        yield from records.recording_lines(curves, errors)
+        yield from records.recording_lines(curves, errors, rates)
 
 
 def chosen_thresholds(
@@ -139,7 +146,9 @@ def chosen_thresholds(
     except ValueError:
         value = np.nan
     of_frames = scores == listeners.FRAMES
-    if not (np.isfinite(value) if of_frames else 0 < value <= 1):
+    # Where every score of 1 is a false alarm, what is told is just above it.
+    most = np.nextafter(1.0, 2.0)
+    if not (np.isfinite(value) if of_frames else 0 < value <= most):
         expected = "" if of_frames else " above 0, at most 1"
         raise UserError(
             f"--threshold={threshold}: give 'common', 'each', or a number{expected}."

@@ -243,7 +243,9 @@ def test_a_recording_of_ones_own_gets_the_curve_of_each_keyword(
     tones = [("up", 10.5, 0.4), ("up", 50.5, 0.35), ("up", 30.5, 0.3)]
     write_tones(path, 400, [*tones, ("stop", 70.5, 0.4)])
     times.write_text("10,11,up\n30,31,up\n70,71,stop\n90,91,down\n")
-    lines = list(detect.listen(made[0].config, workdir, str(path), str(times), "0.7"))
+    config = made[0].config.copy_and_resolve_references()
+    config.detection.target_false_alarms_per_hour = 10.0
+    lines = list(detect.listen(config, workdir, str(path), str(times), "0.7"))
     assert [line["right"] for line in lines[:4]] == [True, True, False, True]
 
     def share(name, misses, count):
@@ -263,9 +265,7 @@ def test_a_recording_of_ones_own_gets_the_curve_of_each_keyword(
         for rate in (1, 10):
             # Given back on the same recording, the threshold does what was told of it.
             threshold = str(line.pop(f"threshold@{rate}fa/h"))
-            events = detect.listen(
-                made[0].config, workdir, str(path), str(times), threshold
-            )
+            events = detect.listen(config, workdir, str(path), str(times), threshold)
             words = {line["curve"]} if "curve" in line else set(KEYWORDS)
             heard = [e["right"] for e in events if e.get("keyword") in words]
             said = line.get("references", line.get("keywords"))
@@ -295,6 +295,28 @@ def test_a_recording_of_ones_own_gets_the_curve_of_each_keyword(
     }
     # The lines are what a JSON reader gets back.
     assert [json.loads(json.dumps(line)) for line in lines] == lines
+
+
+def test_the_wanted_rate_is_told_of_a_recording_of_ones_own(workdir, made, tmp_path):
+    path, times = tmp_path / "long.wav", tmp_path / "times.csv"
+    write_tones(path, 400, [("up", 10.5, 0.4), ("up", 50.5, 0.35), ("up", 30.5, 0.3)])
+    times.write_text("10,11,up\n30,31,up\n")
+    config = made[0].config.copy_and_resolve_references()
+    config.detection.target_false_alarms_per_hour = 9.0
+    arguments = (config, workdir, str(path), str(times), "0.7")
+    told = list(detect.listen(*arguments))[-1]
+    rates = [key for key in told if key.startswith("threshold@")]
+    assert rates == ["threshold@1fa/h", "threshold@9fa/h", "threshold@10fa/h"]
+    # 400 s at nine an hour are one alarm, as at ten
+    assert told["threshold@9fa/h"] == told["threshold@10fa/h"]
+    assert told["frr@9fa/h"] == 0
+
+
+def test_a_threshold_just_above_all_scores_is_taken(workdir, made, tmp_path):
+    write_recording(tmp_path / "long.wav")
+    path = str(tmp_path / "long.wav")
+    above = str(np.nextafter(1.0, 2.0))
+    assert not list(detect.listen(made[0].config, workdir, path, "", above))
 
 
 @pytest.mark.parametrize(
@@ -442,6 +464,9 @@ def test_flags_that_do_not_go_together_are_told(workdir):
 
     with pytest.raises(UserError, match="the stored threshold goes with the settings"):
         define("--audio=a.wav", "--detection.hop_ms=50")
+    wanted = "--detection.target_false_alarms_per_hour=5"
+    with pytest.raises(UserError, match="the stored threshold goes with the settings"):
+        define("--audio=a.wav", wanted)
     with pytest.raises(UserError, match=r"has no field 'hop'; did you mean 'hop_ms'"):
         define("--detection.hop=50")
     with pytest.raises(UserError, match=r"here is --data\.FIELD=VALUE and --detection"):

@@ -52,8 +52,9 @@ class Inference:
       quantized: how the network is quantised; None for one in float.
       objective: what it was trained by, a name in `OBJECTIVES`; probabilities add up to
         1 for "cross_entropy" alone.
-      detection: "threshold", "thresholds" (by keyword) and "rule" of `detection.json`;
-        None where it was not measured, or on the scores of frames.
+      detection: "threshold" and "thresholds" (by keyword), the false alarms an hour
+        that they were chosen for, and the "rule", of `detection.json`; None where it
+        was not measured, or on the scores of frames.
     """
 
     name: str
@@ -187,4 +188,6 @@ def _detection(folder: Path) -> dict[str, Any] | None:
     # Thresholds of log-odds of frames mean nothing for the probabilities of a second.
     if kept.get("scores", listeners.WINDOWS) != listeners.WINDOWS:
         return None
-    return {name: kept[name] for name in ("threshold", "thresholds", "rule")}
+    told = ("threshold", "thresholds", "target_false_alarms_per_hour", "rule")
+    # Earlier versions kept no target.
+    return {name: kept[name] for name in told if name in kept}

@@ -1,7 +1,7 @@
 """What detection tells of a stream or a recording: for JSON, and as rows of results."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kws_jax.data.conditions import Condition
@@ -100,7 +100,9 @@ def rows_of(
 
 
 def recording_lines(
-    curves: Mapping[str, Curve], errors: tuple[int, int]
+    curves: Mapping[str, Curve],
+    errors: tuple[int, int],
+    rates: Sequence[float] = RATES,
 ) -> Iterator[dict[str, Any]]:
     """What was measured on a recording with labels, for JSON, a dict a line.
 
@@ -109,7 +111,7 @@ def recording_lines(
         curve           the keyword
         references      how often it is said
         frr@1fa/h       the share that is missed where at most one false alarm an hour
-        frr@1fa/h_ci95  is allowed, and its 95 % interval; so for all of RATES
+        frr@1fa/h_ci95  is allowed, and its 95 % interval; so for all `rates`
         threshold@1fa/h where that is, for `--threshold`: not rounded; above all scores
                         where the rate is kept only if nothing is heard
         points          [false alarms, false rejects], where more alarms help
@@ -123,18 +125,19 @@ def recording_lines(
     Args:
       curves: of each keyword, and under "" of all.
       errors: false rejects and false alarms at the threshold that was used.
+      rates: false alarms an hour, rising.
     """
     pooled, (misses, alarms) = curves[""], errors
     for word, curve in curves.items():
         if word and curve.references:
             told = {"curve": word, "references": curve.references}
-            yield told | _operating_points(curve)
-    few = [f"{rate:g}" for rate in RATES if rate * pooled.hours < 1 - 1e-9]
+            yield told | _operating_points(curve, rates)
+    few = [f"{rate:g}" for rate in rates if 0 < rate * pooled.hours < 1 - 1e-9]
     if few:
-        rates = f"{' or '.join(few)} false alarm{'' if few == ['1'] else 's'} an hour"
+        alarms_told = f"{' or '.join(few)} false alarm{'' if few == ['1'] else 's'}"
         yield {
-            "note": f"In so short a recording ({pooled.hours:.3g} h) at most {rates} "
-            "means none at all."
+            "note": f"In so short a recording ({pooled.hours:.3g} h) at most "
+            f"{alarms_told} an hour means none at all."
         }
     yield {
         "keywords": pooled.references,
@@ -142,13 +145,13 @@ def recording_lines(
         **_rejected("false_reject_rate", misses, pooled.references),
         "false_alarms_per_hour": round(alarms / pooled.hours, 6),
         "false_alarms_per_hour_ci95": _rounded(_per_hour(alarms, pooled.hours)),
-        **_operating_points(pooled),
+        **_operating_points(pooled, rates),
     }
 
 
-def _operating_points(curve: Curve) -> dict[str, Any]:
+def _operating_points(curve: Curve, rates: Sequence[float]) -> dict[str, Any]:
     told: dict[str, Any] = {}
-    for rate in RATES:
+    for rate in rates:
         missed = int(curve.misses[curve.at(rate)])
         told |= _rejected(f"frr@{rate:g}fa/h", missed, curve.references)
         told[_threshold_key(rate)] = _threshold(curve, rate)

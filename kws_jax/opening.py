@@ -87,7 +87,10 @@ def open_data(config: ConfigDict, console: Console) -> OpenedData:
     # Of all training clips, so that the tests are the same for every train_fraction.
     keywords = sum(label not in (UNKNOWN, SILENCE) for label in task.labels)
     reference_rms = pipeline.median_rms(task.train, keywords)
+    whole = task.train
     task = training_share.keep_speakers(task, data.train_fraction, data.task_seed)
+    if data.train_fraction < 1:
+        console.print(training_share.told(task.train, whole))
     task, spoken = _with_synthetic_unknown(task, data, unheard, console)
     console.print(
         f"Task: {len(task.labels)} labels; {len(task.train):,} training, "

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kws_jax.errors import UserError
+from kws_jax.training import optimizers
 from kws_jax.training.optimizers import create_optimizer, create_schedule
 
 STEPS = 90
@@ -115,6 +116,12 @@ def test_nesterov_looks_one_step_ahead():
     chex.assert_trees_all_close(
         first, {k: -0.1 * (g + 0.9 * g) for k, g in GRADIENTS.items()}, rtol=1e-6
     )
+
+
+def test_a_bias_with_a_row_for_each_kernel_is_no_kernel():
+    tree = {"filter": {"kernel": np.ones((4, 3, 2, 2)), "bias": np.ones((4, 2))}}
+    kernels = optimizers._is_kernel(tree)
+    assert kernels == {"filter": {"kernel": True, "bias": False}}
 
 
 def test_decay_all_takes_the_biases_too():

@@ -1,5 +1,6 @@
 """Small training sets: whole speakers, nested, the same for the same seed."""
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from configs import network
 from kws_jax import config as configs
 from kws_jax.data.corpus import SILENCE, SPLITS, UNKNOWN, Split, Task
-from kws_jax.data.training_share import keep_speakers
+from kws_jax.data.training_share import keep_speakers, told
 from kws_jax.errors import UserError
 
 LABELS = ("yes", "no", UNKNOWN, SILENCE)
@@ -55,6 +56,19 @@ def test_no_speaker_is_divided():
             TASK.train.speakers == speaker
         ).sum()
     assert 20 < len(kept) < 120
+
+
+def test_whose_clips_were_kept_is_told():
+    train = keep_speakers(TASK, 0.3, 0).train
+    spoken = train.speakers[train.speakers != SILENCE]
+    assert told(train, TASK.train) == (
+        f"Training share: {len(spoken)} of 3,000 spoken clips, those of "
+        f"{len(set(spoken.tolist()))} of {len(set(TASK.train.speakers.tolist())) - 1} "
+        "speakers"
+    )
+    alone = dataclasses.replace(TASK.train, speakers=TASK.train.names)
+    task = dataclasses.replace(TASK, train=alone)
+    assert "drawn one by one" in told(keep_speakers(task, 0.3, 0).train, alone)
 
 
 def test_smaller_shares_are_parts_of_larger_ones():

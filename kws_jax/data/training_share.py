@@ -44,6 +44,16 @@ def keep_speakers(task: Task, fraction: float, seed: int) -> Task:
     )
 
 
+def told(kept: Split, whole: Split) -> str:
+    """A line on whose clips were kept."""
+    spoken, all_spoken = (s.speakers[s.speakers != SILENCE] for s in (kept, whole))
+    speakers, all_speakers = map(len, map(np.unique, (spoken, all_spoken)))
+    share = f"Training share: {len(spoken):,} of {len(all_spoken):,} spoken clips"
+    if all_speakers == len(all_spoken):
+        return f"{share}, drawn one by one, since the source tells no speakers"
+    return f"{share}, those of {speakers:,} of {all_speakers:,} speakers"
+
+
 def _first_share(units: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Which clips [n] are of the first units that have `fraction` of all clips."""
     known, unit_of, counts = np.unique(units, return_inverse=True, return_counts=True)

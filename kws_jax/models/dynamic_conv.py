@@ -18,12 +18,12 @@ class DynamicConv(nn.Module):
 
     π = softmax(FC(ReLU(FC(mean_t(X)))) / τ). The temperature τ falls evenly from
     `temperature` to 1 over the first epochs, and is 1 at inference, so that all kernels
-    learn at first. The batch norm and the activation that follow a dynamic convolution
-    in its paper are those behind the first convolution of the network.
-
-    Kim et al. compare their dynamic filter with it and say neither where it stands nor
-    how large it is; here it filters the features. Groups of 4 give 5,414 parameters for
-    40 features, about as many as the dynamic filter has.
+    learn at first. In its paper a batch norm and an activation follow; Kim et al.
+    compare their dynamic filter with it and say neither where it stands nor how large
+    it is. Here it filters the features in that filter's place, linear and with a
+    residual as that is, and norm and activation come behind the first convolution of
+    the network. Groups of 4 give 5,414 parameters for 40 features, about as many as
+    the dynamic filter has.
 
     Attributes:
       kernels: how many, n.

@@ -170,4 +170,12 @@ def _parts_of(params: Mapping[str, Any]) -> Any:
 
 
 def _is_kernel(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
+    """Whether each leaf is a kernel: of several axes, and not what is added.
+
+    A dynamic convolution has a bias of two, with a row for each of its kernels.
+    """
+
+    def is_kernel(path: Any, leaf: Any) -> bool:
+        return leaf.ndim > 1 and getattr(path[-1], "key", "") != "bias"
+
+    return jax.tree_util.tree_map_with_path(is_kernel, tree)

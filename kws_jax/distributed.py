@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from absl import flags
@@ -39,7 +39,9 @@ _START_SECONDS, _END_SECONDS = 300, 300
 _FAREWELL_SECONDS = 1.0
 _FAILURE = "kws_jax/failure"
 # The thread that waits for it.
-_WATCHER = "failures"
+# Set when this process has ended its part.
+OVER = threading.Event()
+_threads: list[threading.Thread] = []
 _DAY_MS = 24 * 3600 * 1000
 
 
@@ -154,8 +156,18 @@ def start(given: Mapping[str, str]) -> bool:
     _initialize(place, cluster)
     _speak_alone()
     _meet()
-    threading.Thread(target=_watch, daemon=True, name=_WATCHER).start()
+    in_background(_watch, "failures")
     return True
+
+
+def in_background(target: Callable[[], None], name: str) -> None:
+    """Runs what asks the coordinator in a thread, which `finish` waits for.
+
+    It returns soon after `OVER` is set or its question fails, whichever comes first.
+    """
+    thread = threading.Thread(target=target, daemon=True, name=name)
+    _threads.append(thread)
+    thread.start()
 
 
 def _initialize(place: Place | None, cluster: Any) -> None:
@@ -233,11 +245,11 @@ def finish() -> None:
         import jax
 
         jax.distributed.shutdown()
-        # What the watcher waits for will not come any more. Should it wake up only when
-        # the interpreter ends, Python ends it in the midst of C++, which aborts all.
-        for thread in threading.enumerate():
-            if thread.name == _WATCHER:
-                thread.join(_END_SECONDS)
+        # Until then others may have asked. Should a thread ask on while the interpreter
+        # ends, Python ends it in the midst of C++, which aborts the process.
+        OVER.set()
+        for thread in _threads:
+            thread.join(_END_SECONDS)
 
 
 def leave(code: int, message: object) -> NoReturn:

@@ -24,6 +24,7 @@ from configs import tc_resnet
 from kws_jax import clusters, distributed, scaling
 from kws_jax import config as configs
 from kws_jax.errors import UserError
+from kws_jax.training.stopping_together import StoppingTogether
 
 ROOT = Path(__file__).parents[1]
 CASES = ("searching", "data_parameters", "curriculum", "one_path", "learned_bits")
@@ -384,7 +385,7 @@ def test_a_failure_is_heard_of_after_a_day_too(then, codes, monkeypatch, capsys)
     assert ("a wrong flag" in capsys.readouterr().err) == bool(codes)
 
 
-def test_the_end_waits_for_the_thread_that_watches(monkeypatch):
+def test_the_end_waits_for_all_threads_that_ask(monkeypatch):
     over = threading.Event()
 
     class Slow:
@@ -395,14 +396,20 @@ def test_the_end_waits_for_the_thread_that_watches(monkeypatch):
             time.sleep(0.3)
             raise RuntimeError("CANCELLED: the connection is closed")
 
+        def key_value_try_get(self, key):
+            time.sleep(0.3)
+            raise RuntimeError("NOT_FOUND")
+
     monkeypatch.setattr(distributed, "client", Slow)
     monkeypatch.setattr(jax.distributed, "shutdown", over.set)
-    watcher = threading.Thread(
-        target=distributed._watch, daemon=True, name=distributed._WATCHER
-    )
-    watcher.start()
+    monkeypatch.setattr(distributed, "OVER", threading.Event())
+    monkeypatch.setattr(distributed, "_threads", [])
+    distributed.in_background(distributed._watch, "failures")
+    agreement = StoppingTogether(Slow(), 0, 2, lambda: False, distributed.OVER)
+    distributed.in_background(agreement.listen, "requests")
     distributed.finish()
-    assert not watcher.is_alive()
+    assert len(distributed._threads) == 2
+    assert not any(thread.is_alive() for thread in distributed._threads)
 
 
 def scaled(rule, **changes):

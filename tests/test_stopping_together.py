@@ -64,7 +64,7 @@ def run(asked_at, failing=(), steps=400):
     is the step in which each is asked, or None; calls of `failing` of process 1 fail.
     """
     coordinator, count = Coordinator(), len(asked_at)
-    together = threading.Barrier(count, timeout=20)
+    together, over = threading.Barrier(count, timeout=20), threading.Event()
     asked, ended = [threading.Event() for _ in asked_at], [None] * count
 
     def loop(number):
@@ -73,8 +73,9 @@ def run(asked_at, failing=(), steps=400):
             number,
             count,
             asked[number].is_set,
+            over,
         )
-        agreement.start()
+        threading.Thread(target=agreement.listen, daemon=True).start()
         for step in range(1, steps + 1):
             together.wait()
             if step == asked_at[number]:
@@ -116,7 +117,21 @@ def test_none_ends_that_was_not_asked():
 
 def test_without_a_coordinator_the_loop_goes_on(monkeypatch):
     monkeypatch.setattr(stopping_together, "_PATIENCE_SECONDS", 0.05)
-    alone = StoppingTogether(Coordinator().client(("always",)), 0, 1, lambda: True)
-    alone.start()
+    client, over = Coordinator().client(("always",)), threading.Event()
+    alone = StoppingTogether(client, 0, 1, lambda: True, over)
+    threading.Thread(target=alone.listen, daemon=True).start()
     time.sleep(0.2)
     assert not any(alone.is_time() for _ in range(5))
+
+
+@pytest.mark.parametrize("failing", [(), ("always",)])
+def test_no_thread_asks_after_the_end(failing):
+    client, over = Coordinator().client(failing), threading.Event()
+    agreement = StoppingTogether(client, 0, 1, lambda: False, over)
+    thread = threading.Thread(target=agreement.listen, daemon=True)
+    thread.start()
+    time.sleep(0.1)
+    assert thread.is_alive()
+    over.set()
+    thread.join(2)
+    assert not thread.is_alive()

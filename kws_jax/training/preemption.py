@@ -74,8 +74,9 @@ def _agreement() -> StoppingTogether | None:
         jax.process_index(),
         jax.process_count(),
         lambda: _request.signal is not None,
+        distributed.OVER,
     )
-    found.start()
+    distributed.in_background(found.listen, "requests")
     return found
 
 

@@ -21,10 +21,15 @@ T = TypeVar("T")
 
 
 class StoppingTogether:
-    """The agreement of one process with the others; `start` it once in a run."""
+    """The agreement of one process with the others; one thread in a run listens."""
 
     def __init__(
-        self, client: Any, number: int, count: int, asked: Callable[[], bool]
+        self,
+        client: Any,
+        number: int,
+        count: int,
+        asked: Callable[[], bool],
+        over: threading.Event,
     ) -> None:
         """Begins before the first step.
 
@@ -33,15 +38,12 @@ class StoppingTogether:
           number: of this process.
           count: how many there are.
           asked: whether this process was asked to stop.
+          over: set where there is nothing to agree on any more.
         """
         self._client, self._number, self._count = client, number, count
-        self._asked = asked
+        self._asked, self._over = asked, over
         self._lock = threading.Lock()
         self._place, self._stop = 0, -1
-
-    def start(self) -> None:
-        """Listens, in a thread that does not keep the program from ending."""
-        threading.Thread(target=self._listen, daemon=True, name="requests").start()
 
     def is_time(self) -> bool:
         """Whether all end here; called between steps, by all at the same places."""
@@ -49,14 +51,16 @@ class StoppingTogether:
             self._place += 1
             return self._place == self._stop
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
+        """Until it is time or `over`; for a thread of its own."""
         try:
-            while not _patiently(self._heard):
-                time.sleep(_POLL_SECONDS)
+            while not self._patiently(self._heard):
+                if self._over.wait(_POLL_SECONDS):
+                    return
             with self._lock:
-                _patiently(self._tell_place)
+                self._patiently(self._tell_place)
                 self._stop = 1 + max(
-                    _patiently(functools.partial(self._place_of, number))
+                    self._patiently(functools.partial(self._place_of, number))
                     for number in range(self._count)
                 )
         except RuntimeError:
@@ -84,14 +88,12 @@ class StoppingTogether:
         name = f"{_KEY}/{number}"
         return int(self._client.blocking_key_value_get(name, _WAIT_MS))
 
-
-def _patiently(ask: Callable[[], T]) -> T:
-    """What the coordinator answers; asks again where it fails now and then."""
-    until = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        try:
-            return ask()
-        except RuntimeError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(_POLL_SECONDS)
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """What the coordinator answers; asks again where it fails now and then."""
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return ask()
+            except RuntimeError:
+                if time.monotonic() > until or self._over.wait(_POLL_SECONDS):
+                    raise

@@ -40,7 +40,7 @@ _THRESHOLD = flags.DEFINE_string(
 )
 _GROUPS = ("data", "detection")
 _STORED = ("common", "each")
-_TARGET = "detection.target_false_alarms_per_hour="
+_TARGET = "detection.target_false_alarms_per_hour"
 
 
 def _define_overrides(argv: list[str]) -> None:

@@ -38,7 +38,6 @@ _START_SECONDS, _END_SECONDS = 300, 300
 # For the others to read why one ends, before it does.
 _FAREWELL_SECONDS = 1.0
 _FAILURE = "kws_jax/failure"
-# The thread that waits for it.
 # Set when this process has ended its part.
 OVER = threading.Event()
 _threads: list[threading.Thread] = []

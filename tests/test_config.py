@@ -23,6 +23,7 @@ from configs import (
 from kws_jax import command_line, config_fields
 from kws_jax import config as configs
 from kws_jax.errors import UserError
+from kws_jax.training.optimizers import create_schedule
 
 ROOT = Path(__file__).parents[1]
 SIZES = ("", "paper", "cpu", "demo")
@@ -324,6 +325,7 @@ def test_another_number_of_stages_is_another_experiment():
         ("data.dir", "/elsewhere"),
         ("data.cache_dir", "/elsewhere"),
         ("data.threads", 7),
+        ("data.noise_seen", "/elsewhere"),
         ("data.noise_unseen", "/elsewhere"),
         ("log_every_steps", 3),
         ("evaluation.snr_db", (10.0,)),
@@ -331,6 +333,21 @@ def test_another_number_of_stages_is_another_experiment():
 )
 def test_where_things_lie_and_how_they_are_shown_may_differ(field, value):
     configs.check_same(changed(field, value), load("autokws:cpu"), Path("x"))
+
+
+@pytest.mark.parametrize("name", ["quantized", "end_to_end_nas", "autokws"])
+@pytest.mark.parametrize("size", ["paper", "cpu"])
+def test_few_bits_learn_in_half_of_a_training_as_long_as_that_in_float(name, size):
+    *_, train, quantize = load(f"{name}:few_bits,{size}").stages
+    *_, learned = load(f"{name}:learned_bits,{size}").stages
+    assert (quantize.steps, quantize.epochs) == (train.steps, train.epochs)
+    assert quantize.bits.learned
+    assert quantize.bits.per_channel
+    assert quantize.weight_bits_penalty > learned.weight_bits_penalty
+    assert quantize.activation_bits_penalty > learned.activation_bits_penalty
+    rate = create_schedule(quantize.bits_optimizer, 10, steps_per_epoch=1.0)
+    rates = [float(rate(step)) for step in range(10)]
+    assert rates == pytest.approx([0.02] * 5 + [0.0] * 5)
 
 
 def test_a_folder_without_an_experiment_is_told(tmp_path):

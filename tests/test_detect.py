@@ -12,7 +12,7 @@ from rich.console import Console
 from test_end_to_end import KEYWORDS, WORDS, write_words
 
 from configs import tc_resnet
-from kws_jax import detect, experiment, measuring
+from kws_jax import command_line, detect, experiment, measuring
 from kws_jax.data.corpus import TEST
 from kws_jax.data.rooms import RoomBank
 from kws_jax.errors import UserError
@@ -458,7 +458,7 @@ def test_a_report_without_detection_has_no_such_section(made, workdir):
     assert 'id="detection"' not in (workdir / "report.html").read_text()
 
 
-def test_flags_that_do_not_go_together_are_told(workdir):
+def test_flags_that_do_not_go_together_are_told(workdir, monkeypatch):
     def define(*arguments):
         detect._define_overrides([f"--workdir={workdir}", *arguments])
 
@@ -467,6 +467,13 @@ def test_flags_that_do_not_go_together_are_told(workdir):
     wanted = "--detection.target_false_alarms_per_hour=5"
     with pytest.raises(UserError, match="the stored threshold goes with the settings"):
         define("--audio=a.wav", wanted)
+    with pytest.raises(
+        UserError, match=r"--detection\.hop_ms=50: the stored threshold"
+    ):
+        define("--audio=a.wav", "--labels=a.csv", wanted, "--detection.hop_ms=50")
+    with monkeypatch.context() as patch:
+        patch.setattr(command_line, "define_groups", lambda argv, groups: None)
+        define("--audio=a.wav", "--labels=a.csv", wanted)
     with pytest.raises(UserError, match=r"has no field 'hop'; did you mean 'hop_ms'"):
         define("--detection.hop=50")
     with pytest.raises(UserError, match=r"here is --data\.FIELD=VALUE and --detection"):

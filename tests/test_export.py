@@ -160,6 +160,7 @@ def test_thresholds_of_detection_go_along(made, tmp_path):
     parts, workdir = with_stages(made[0], 1), made[1]
     shutil.copytree(workdir, tmp_path / "run")
     stored = {"threshold": 0.5, "thresholds": {"up": 0.4}, "rule": {"hop_ms": 100.0}}
+    stored |= {"target_false_alarms_per_hour": 3.0}
     (tmp_path / "run" / detection.FILE).write_text(json.dumps(stored | {"rows": []}))
     loaded = inference.load_inference(parts, tmp_path / "run")
     assert loaded.describe("waveform")["detection"] == stored

@@ -270,15 +270,16 @@ def _check_apart(
     Recordings are told by how they sound, not by their files' names.
     """
     heard = {_beginning(r.audio): r.name for r in background}
-    for kind, other in ((SEEN, "the background of training"), (UNSEEN, "")):
+    others = {SEEN: "the background of training", UNSEEN: "what training hears"}
+    for kind, other in others.items():
         recordings = named.get(kind, ())
         shared = [r.name for r in recordings if _beginning(r.audio) in heard]
         if shared:
             raise UserError(
                 f"config.data.noise_{kind} shares {shared[0]} ({len(shared)} "
-                f"recordings in all) with {other or 'what training hears'}, so that "
-                "the test would hear it too. Give a folder without them, or none: the "
-                "source's own background is divided for training and test"
+                f"recordings in all) with {other}, so that the test would hear it too. "
+                "Give a folder without them, or none: the source's own background is "
+                "divided for training and test"
             )
         heard |= {_beginning(r.audio): r.name for r in recordings}
 

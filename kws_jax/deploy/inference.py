@@ -132,10 +132,6 @@ class Inference:
 
 
 class _Folded(Inference):
-    def folded(self) -> "Inference":
-        """Itself."""
-        return self
-
     def from_features(self, features: Float[Array, "b t f"]) -> Float[Array, "b k"]:
         """Probabilities for features as the front end makes them."""
         weights, clip = self.trees[WEIGHTS], jnp.zeros((1, *self.frontend.shape))

@@ -76,9 +76,11 @@ def write(inference: Inference, request: Request, path: Path) -> None:
     """
     if request.quantize == INT8:
         _check_integers(inference)
-        inference = inference.without_activation_bits()
+        folded = inference.without_activation_bits()
+    else:
+        folded = inference.folded()
     shape = (1, *inference.input_shape(request.input))
-    function = inference.folded().function(request.input)
+    function = folded.function(request.input)
     replacements: Replacements = _IN_INTEGERS if request.quantize == INT8 else {}
     example = jax.ShapeDtypeStruct(shape, np.float32)
     program = plain(function, example, replacements)

@@ -8,9 +8,11 @@ the 3×3 patches are cut. On CPUs a few frames are therefore taken through all o
 while they are in the cache, and once more for the gradient, so no map is ever kept.
 
 In a tile the maps lie as [frames, f·m], so that loops run over f·m neighbouring numbers
-however small m is, and a shift along frequency is one by m numbers.
+however small m is, and a shift along frequency is one by m numbers. The tiles of the
+gradient have their zeros between the frames, where no shift needs a copy to add them.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,6 +25,7 @@ from kws_jax.ops.depthwise import depthwise_conv
 # Frames · m of a tile: its arrays of float32 fill some 400 kB for 64 frequencies. Sums
 # over the frames of a tile are written out, which more frames make slow to compile.
 _TILE, _MOST_FRAMES = 1600, 49
+_GRADIENT_FRAMES = 16  # of a tile of the gradient, whatever m is
 _REACH = 3  # of the first convolution, along both axes
 
 
@@ -108,37 +111,56 @@ def _by_tiles(x: jax.Array, kernels: Kernels) -> jax.Array:
 def _gradients_by_tiles(
     x: jax.Array, kernels: Kernels, dy: jax.Array
 ) -> tuple[jax.Array, Kernels]:
-    tile = _Tile(x, kernels)
-    projection = jnp.tile(kernels.project[:, 0], tile.frequencies)
+    tile = _GradientTile(x, kernels)
 
     def run(sums, inputs):
-        patches, dy = inputs
+        number, patches, dy = inputs
         inner, slope = _swish(tile.expanded(patches))
-        outer, outer_slope = _swish(tile.filtered(inner))
-        d_project = dy.reshape(-1) @ outer.reshape(-1, tile.maps)
-        d_outer = jnp.repeat(dy[0], tile.maps, axis=1) * projection * outer_slope
-        d_taps = tile.tap_gradients(inner, d_outer)
-        d_inner = (tile.filtered(d_outer, flipped=True) * slope).reshape(-1, tile.maps)
-        flat = patches.reshape(_REACH**2, -1)
-        d_patches = (tile.expand @ d_inner.T).reshape(patches.shape)
-        return jax.tree.map(
-            jnp.add, sums, (flat @ d_inner, d_taps, d_project)
-        ), d_patches
+        outer, outer_slope = _swish(_stored(number, tile.filtered, inner))
+        d_outer = _stored(number, tile.projection_transposed, dy, outer_slope)
+        d_inner = tile.filter_transposed(d_outer) * tile.middle(slope)
+        patches = patches[:, 2 * tile.reach : -2 * tile.reach or None]
+        gradients = (
+            patches @ d_inner,
+            tile.tap_gradients(inner, d_outer),
+            dy @ outer.reshape(-1, tile.maps),
+        )
+        return jax.tree.map(jnp.add, sums, gradients), tile.expand @ d_inner.T
 
     zeros = (
         jnp.zeros_like(tile.expand),
-        tuple(jnp.zeros_like(tap) for tap in tile.taps),
+        tuple(jnp.zeros_like(tap) for tap in tile.rows),
         jnp.zeros_like(kernels.project[:, 0]),
     )
-    tiles = tile.split(_patches(x)), tile.split(dy[None])
-    (d_expand, d_taps, d_project), d_patches = lax.scan(run, zeros, tiles)
-    taps = jnp.stack(d_taps).reshape(-1, tile.frequencies, tile.maps).sum(1)
+    patches = tile.split(_patches(x))
+    patches = jnp.pad(patches, ((0, 0), (0, 0), (tile.reach, tile.reach)))
+    tiles = jnp.arange(len(patches)), patches, tile.split(dy[None])[:, 0]
+    (d_expand, d_rows, d_project), d_patches = lax.scan(run, zeros, tiles)
+    d_taps = jnp.stack(d_rows).reshape(len(d_rows), -1, tile.maps).sum(1)
     d_kernels = Kernels(
         d_expand.reshape(kernels.expand.shape),
-        taps.reshape(kernels.depthwise.shape),
+        d_taps.reshape(kernels.depthwise.shape),
         d_project[:, None],
     )
-    return _unpatch(tile.join(d_patches, (_REACH**2, *x.shape))), d_kernels
+    d_patches = jnp.pad(d_patches, ((0, 0), (0, 0), (tile.reach, tile.reach)))
+    return _unpatch(tile.join(d_patches, x.shape)), d_kernels
+
+
+def _stored(
+    number: jax.Array, function: Callable[..., jax.Array], *operands: jax.Array
+) -> jax.Array:
+    """The function's result, computed once and written to memory.
+
+    XLA computes what is as cheap as a filter again in each loop that uses it, four
+    times here, and takes a barrier away before it does. It leaves a conditional whole,
+    so there is one that it cannot foresee, on the number of the tile.
+    """
+
+    def never(*operands: jax.Array) -> jax.Array:
+        result = jax.eval_shape(function, *operands)
+        return jnp.zeros(result.shape, result.dtype)
+
+    return lax.cond(number >= 0, function, never, *operands)
 
 
 def _swish(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -170,46 +192,111 @@ class _Tile:
         return frames.swapaxes(0, 1)
 
     def join(self, tiles: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """The inverse of `split`; without its axis p where `shape` has none."""
-        parts = 1 if len(shape) == 3 else shape[0]
-        tiles = tiles.reshape(-1, parts, self.frames * self.frequencies)
-        flat = tiles.swapaxes(0, 1).reshape(parts, -1)
-        count = shape[-3] * shape[-2] * shape[-1]
-        return flat[:, :count].reshape(shape)
+        """The inverse of `split`, of one map [tiles, frames · f] -> [b, t, f]."""
+        frames = tiles.reshape(-1, self.frequencies)
+        return frames[: shape[0] * shape[1]].reshape(shape)
 
     def expanded(self, patches: jax.Array) -> jax.Array:
         """The 3×3 convolution of patches [9, frames, f] -> [frames, f·m]."""
         flat = patches.reshape(_REACH**2, -1)
         return (flat.T @ self.expand).reshape(self.frames, -1)
 
-    def filtered(self, maps: jax.Array, *, flipped: bool = False) -> jax.Array:
-        """Depthwise along f; `flipped` is its transpose."""
-        shifted = self._shifted(maps)
-        taps = self.taps[::-1] if flipped else self.taps
-        return sum(
-            (part * tap for part, tap in zip(shifted[1:], taps[1:], strict=True)),
-            start=shifted[0] * taps[0],
+    def filtered(self, maps: jax.Array) -> jax.Array:
+        """Depthwise along f."""
+        border = len(self.taps) // 2 * self.maps
+        padded = jnp.pad(maps, ((0, 0), (border, border)))
+        width = maps.shape[1]
+        parts = [
+            padded[:, i * self.maps : i * self.maps + width]
+            for i in range(len(self.taps))
+        ]
+        return _weighted(parts, self.taps)
+
+
+class _GradientTile:
+    """Sizes of a tile of the gradient, the branch's linear maps, and their transposes.
+
+    Each frame has `reach` columns of zeros on both sides of its frequencies, so that a
+    shift along frequency is one along the flat array [frames · width · m], and no copy.
+    What maps hold in these columns is of no meaning; what comes back from the output is
+    0 there. A tile of patches, and the maps made of it, have `reach` columns more at
+    both ends, for the shifts of the first and last frame; what goes back to the patches
+    lacks as many.
+    """
+
+    def __init__(self, x: jax.Array, kernels: Kernels):
+        self.maps = kernels.project.shape[0]
+        self.taps = tuple(kernels.depthwise.reshape(-1, self.maps))
+        self.reach = len(self.taps) // 2
+        self.frequencies = x.shape[-1]
+        self.width = self.frequencies + 2 * self.reach
+        self.expand = kernels.expand.reshape(_REACH**2, self.maps)
+        # Taps and projection for each column of a frame: [width · m].
+        self.rows = tuple(jnp.tile(tap, self.width) for tap in self.taps)
+        self.projection = jnp.tile(kernels.project[:, 0], self.width)
+
+    def split(self, frames: jax.Array) -> jax.Array:
+        """[p, b, t, f] -> [tiles, p, frames · width]; zeros fill the last tile."""
+        borders = ((0, 0), (0, 0), (self.reach, self.reach))
+        frames = frames.reshape(len(frames), -1, self.frequencies)
+        # Not by the remainder, which could not be compared for a batch of any size.
+        tiles = -(-frames.shape[1] // _GRADIENT_FRAMES)
+        missing = tiles * _GRADIENT_FRAMES - frames.shape[1]
+        frames = jnp.pad(jnp.pad(frames, borders), ((0, 0), (0, missing), (0, 0)))
+        return frames.reshape(len(frames), tiles, -1).swapaxes(0, 1)
+
+    def join(self, tiles: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """The inverse of `split`: [tiles, p, frames · width] -> [p, b, t, f]."""
+        frames = tiles.swapaxes(0, 1).reshape(_REACH**2, -1, self.width)
+        frames = frames[:, : shape[0] * shape[1]]
+        return frames[..., self.reach : self.reach + self.frequencies].reshape(
+            _REACH**2, *shape
         )
 
+    def expanded(self, patches: jax.Array) -> jax.Array:
+        """The 3×3 convolution of patches [9, places] -> [places · m]."""
+        return (patches.T @ self.expand).reshape(-1)
+
+    def filtered(self, maps: jax.Array) -> jax.Array:
+        """Depthwise along f -> [frames, width · m]."""
+        return _weighted(self._shifted(maps), self.rows)
+
+    def projection_transposed(self, dy: jax.Array, slope: jax.Array) -> jax.Array:
+        """Gradient by the filter's output, of swish's `slope`: [frames, width · m]."""
+        dy = jnp.repeat(dy.reshape(-1, self.width), self.maps, axis=1)
+        return dy * (slope * self.projection)
+
+    def filter_transposed(self, d_outer: jax.Array) -> jax.Array:
+        """Gradient by the filter's input [places, m], without `reach` at both ends."""
+        flat = d_outer.reshape(-1, self.maps)
+        places = len(flat) - 2 * self.reach
+        parts = [flat[i : i + places] for i in range(len(self.taps))]
+        return _weighted(parts, self.taps[::-1])
+
+    def middle(self, maps: jax.Array) -> jax.Array:
+        """The places [places, m] of maps that `filter_transposed` gives."""
+        return maps.reshape(-1, self.maps)[2 * self.reach : -2 * self.reach or None]
+
     def tap_gradients(self, maps: jax.Array, dy: jax.Array) -> tuple[jax.Array, ...]:
-        """Gradient by each tap, not yet summed over frequency: [f·m] each.
+        """Gradient by each tap, not yet summed over frequency: [width · m] each.
 
         The sum over frames is written out: XLA's reduction of a product makes a copy
         of its operands first.
         """
-        return tuple(
-            sum((part[r] * dy[r] for r in range(1, self.frames)), part[0] * dy[0])
-            for part in self._shifted(maps)
-        )
+        return tuple(_weighted(tuple(part), tuple(dy)) for part in self._shifted(maps))
 
     def _shifted(self, maps: jax.Array) -> list[jax.Array]:
-        border = len(self.taps) // 2 * self.maps
-        padded = jnp.pad(maps, ((0, 0), (border, border)))
-        width = maps.shape[1]
+        length = len(maps) - 2 * self.reach * self.maps
         return [
-            padded[:, i * self.maps : i * self.maps + width]
+            maps[i * self.maps : i * self.maps + length].reshape(_GRADIENT_FRAMES, -1)
             for i in range(len(self.taps))
         ]
+
+
+def _weighted(parts: Sequence[jax.Array], weights: Sequence[jax.Array]) -> jax.Array:
+    """Sum of parts times weights, written out."""
+    first, *others = (part * w for part, w in zip(parts, weights, strict=True))
+    return sum(others, start=first)
 
 
 def _patches(x: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Words kept from training, other words and background, and their measures."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from test_protocols import make_corpus
 
 from kws_jax.data import held_out
-from kws_jax.data.corpus import SILENCE, UNKNOWN, Recording
+from kws_jax.data.corpus import CLIP_SAMPLES, SILENCE, UNKNOWN, Recording
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.protocols import build_task
 from kws_jax.errors import UserError
@@ -88,6 +89,11 @@ def test_sources_without_recordings_give_their_silence():
         },
         background={},
     )
+    constants = prepared.read
+    # The clips of such a corpus are constants, which are silent.
+    assert held_out.collect(prepared, ("yes", UNKNOWN, SILENCE)).background == {}
+    hiss = np.int16(100 * (np.arange(CLIP_SAMPLES) % 2))
+    prepared = dataclasses.replace(prepared, read=lambda r: hiss + constants(r))
     beside = held_out.collect(prepared, ("yes", UNKNOWN, SILENCE))
     assert beside.others["test"].words == (UNKNOWN,)
     bank = beside.background["test"]

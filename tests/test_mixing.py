@@ -157,17 +157,17 @@ def test_senseless_condition_is_refused_by_field(field, value):
 
 def test_crops_never_cross_a_border_and_reach_every_start():
     recordings = [
-        Recording(str(i), np.full(CLIP_SAMPLES + extra, i + 1, np.int16))
+        Recording(str(i), np.int16(2 * i + np.arange(CLIP_SAMPLES + extra) % 2))
         for i, extra in enumerate([0, 1, 500])
     ]
     bank = NoiseBank.from_recordings(recordings)
     u = np.random.default_rng(7).random((2, 3000))
     u[:, :4] = [[0, 0, 1 - 1e-16, 1 - 1e-16], [0, 1 - 1e-16, 0, 1 - 1e-16]]
-    crops = bank.crops(*u)
+    crops = bank.crops(*u) // 2
     assert (crops == crops[:, :1]).all()
     # Recordings are equally likely, whatever their lengths.
     for i in range(3):
-        assert np.mean(crops[:, 0] == i + 1) == pytest.approx(1 / 3, abs=0.03)
+        assert np.mean(crops[:, 0] == i) == pytest.approx(1 / 3, abs=0.03)
 
 
 def test_crop_starts_are_uniform_over_all_valid_ones():
@@ -179,20 +179,22 @@ def test_crop_starts_are_uniform_over_all_valid_ones():
 
 
 def powers_of_crops(audio):
-    """The mean power of every crop, one by one."""
+    """The variance of every crop, one by one."""
     places = range(len(audio) - CLIP_SAMPLES + 1)
-    squares = np.square(audio, dtype=float)
-    return np.array([squares[i : i + CLIP_SAMPLES].mean() for i in places])
+    return np.array([audio[i : i + CLIP_SAMPLES].var() for i in places])
 
 
+@pytest.mark.parametrize("offset", [0, 2000])
 @pytest.mark.parametrize("chunk", [1, 700, 1 << 20])
-def test_crops_begin_where_there_is_sound(monkeypatch, chunk):
+def test_crops_begin_where_there_is_sound(monkeypatch, chunk, offset):
     monkeypatch.setattr(sounding, "_CHUNK", chunk)
     audio = _noise(np.random.default_rng(1), CLIP_SAMPLES + 2000, 900)
     audio[1000:-40] = 0
     audio[CLIP_SAMPLES + 600] = 3
+    audio += offset
     powers = powers_of_crops(audio)
-    allowed = powers >= 1e-4 * np.square(audio, dtype=float).mean()
+    assert sounding.power(audio, CLIP_SAMPLES) == pytest.approx(powers.mean())
+    allowed = powers >= 1e-4 * powers.mean()
     assert 0.4 < allowed.mean() < 0.6
     ranges = sounding.sounding_ranges(audio, CLIP_SAMPLES)
     assert len(ranges) == 2
@@ -242,10 +244,24 @@ def test_short_recording_is_looped_without_a_jump_or_a_change_of_level():
     np.testing.assert_allclose(_rms(hisses), _rms(hiss), rtol=0.03)
 
 
-@pytest.mark.parametrize("samples", [1, 3, 40])
+def test_a_part_is_silent_where_its_recording_is():
+    audio = _noise(np.random.default_rng(3), 4 * CLIP_SAMPLES, 2)
+    own = sounding.sounding_ranges(audio, CLIP_SAMPLES)
+    np.testing.assert_array_equal(own, [[0, 3 * CLIP_SAMPLES + 1]])
+    for level, silent in ((150, False), (250, True)):
+        assert len(sounding.sounding_ranges(audio, CLIP_SAMPLES, level**2)) != silent
+        part = Recording("hiss", audio, float(level**2))
+        if silent:
+            with pytest.raises(UserError, match="recordings: hiss"):
+                NoiseBank.from_recordings([part])
+        else:
+            NoiseBank.from_recordings([part])
+
+
+@pytest.mark.parametrize("samples", [2, 3, 40])
 def test_tiny_recording_is_looped_too(samples):
     bank = NoiseBank.from_recordings(
-        [Recording("tick", np.full(samples, 100, np.int16))]
+        [Recording("tick", np.int16(100 - np.arange(samples)))]
     )
     assert bank.crops(np.zeros(1), np.zeros(1)).any()
 
@@ -254,7 +270,9 @@ def test_silent_recordings_are_refused_by_name():
     hiss = Recording("hiss", _noise(np.random.default_rng(9), 20000, 1000))
     silent = [Recording("hole", np.zeros(20000, np.int16))]
     empty = [Recording("void", np.zeros(0, np.int16))]
-    with pytest.raises(UserError, match="hole, void"):
+    # Of a recorder with an offset; short ones are looped.
+    silent += [Recording(str(n), np.full(n, -300, np.int16)) for n in (1, 900, 40_000)]
+    with pytest.raises(UserError, match="hole, 1, 900, 40000, void"):
         NoiseBank.from_recordings([hiss, *silent, *empty])
     with pytest.raises(UserError, match="no noise recordings"):
         NoiseBank.from_recordings([])

@@ -14,7 +14,9 @@ from tiny_parts import tiny_config
 from kws_jax import opening
 from kws_jax.data import noise_folder
 from kws_jax.data.corpus import TEST, TRAIN, VALIDATION, Recording
+from kws_jax.data.noise import NoiseBank
 from kws_jax.data.noise_folder import SEEN, UNSEEN, open_noise
+from kws_jax.data.splits import divide_background
 from kws_jax.errors import UserError
 
 RATE = 16_000
@@ -42,10 +44,17 @@ def opened(seen="", unseen="", *, fraction=0.3, hours=2.0, source=(), background
 
 
 def divided(names, fraction=0.3, seconds=3):
-    """The names that training and the test have."""
-    rng = np.random.default_rng(0)
-    audio = rng.integers(-9000, 9000, seconds * RATE).astype(np.int16)
-    parts = noise_folder.divide([Recording(n, audio) for n in names], fraction)
+    """The names that training and the test have, each of a sound of its own."""
+    return divided_sounds({n: sound(n, seconds) for n in names}, fraction)
+
+
+def sound(seed, seconds):
+    rng = np.random.default_rng(list(str(seed).encode()))
+    return rng.integers(-9000, 9000, round(seconds * RATE)).astype(np.int16)
+
+
+def divided_sounds(sounds, fraction=0.3):
+    parts = noise_folder.divide([Recording(*one) for one in sounds.items()], fraction)
     return [{recording.name for recording in part} for part in parts]
 
 
@@ -222,6 +231,102 @@ def test_half_silent_recording_is_for_training_alone(capsys):
     assert "too short" not in told
 
 
+def falling_silent(seed, seconds=12, loud=7):
+    """Noise, and then a recorder's hiss of two units."""
+    audio = np.random.default_rng(seed).normal(0, 3000, seconds * RATE)
+    audio[loud * RATE :] *= 2 / 3000
+    return np.rint(audio).astype(np.int16)
+
+
+def test_hiss_of_a_recorder_is_no_noise_of_the_test(capsys):
+    audio = falling_silent(0)
+    for name, sounding, share in (("end", audio, 0.3), ("start", audio[::-1], 0.7)):
+        training, test = noise_folder.divide([Recording(name, sounding)], share)
+        assert (len(training[0].audio), test) == (12 * RATE, [])
+        assert f"for training alone: {name}" in capsys.readouterr().err
+    # Where some of the test's seconds sound, those alone are heard.
+    ((first,), (last,)) = noise_folder.divide([Recording("a", audio)], 0.6)
+    assert len(last.audio) == round(6.2 * RATE)
+    crops = NoiseBank.from_recordings([last]).crops(np.zeros(300), np.arange(300) / 300)
+    assert crops.std(1).min() >= 0.009 * first.audio.std()
+
+
+@pytest.mark.parametrize("thirds", [1, 2])
+def test_hiss_of_a_recorder_is_no_noise_of_the_background_s_parts(capsys, thirds):
+    hissing = [Recording(f"{i}.wav", falling_silent(i)) for i in range(thirds)]
+    background = divide_background(hissing)
+    training, tests = opened(source=background[TRAIN], background=background)
+    assert (len(training), set(tests)) == (thirds, set())
+    told = capsys.readouterr().err
+    assert "the part of the background for the test is silent, and no noise: 0" in told
+    hissing[-1] = Recording("9.wav", sound(9, 12))
+    background = divide_background(hissing)
+    tests = opened(source=background[TRAIN], background=background)[1]
+    assert tests[SEEN].names == ("9.wav",)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_copies_are_not_shared_by_training_and_test(tmp_path, capsys, start):
+    whole = sound("a", 4)
+    for name in "abcd":
+        copy = whole[round(start * RATE) :] if name == "c" else whole
+        path = tmp_path / "car" / f"{name}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, copy, RATE)
+    training, tests = opened(tmp_path)
+    assert (len(training), tests) == (4, {})
+    told = capsys.readouterr().err
+    assert (
+        "recordings that hold the same sound are divided as one: "
+        "car/a.wav = car/b.wav = car/c.wav = car/d.wav" in told
+    )
+    write(tmp_path, ["car/e.wav", "car/f.wav"])
+    training, tests = opened(tmp_path)
+    assert len(training) + len(tests[SEEN]) == 6
+    sides = [{name[4] for name in bank.names} for bank in (training, tests[SEEN])]
+    assert any(set("abcd") <= side for side in sides)
+
+
+def test_copies_in_other_kinds_and_under_other_names_of_recordings_are_one():
+    names = [f"{fsid}-{fsid % 2}-0-0.wav" for fsid in range(344, 364)]
+    sounds = {name: sound(name, 2) for name in names}
+    sounds |= {f"rain/{i}.wav": sound(i, 2) for i in range(4)}
+    for seed in range(20):
+        copied, original = np.random.default_rng(seed).choice(list(sounds), 2, False)
+        copies = sounds | {str(copied): sounds[original][RATE // 3 :]}
+        training, test = divided_sounds(copies)
+        assert training | test == set(sounds)
+        assert not training & test
+        assert {copied, original} <= training or {copied, original} <= test
+
+
+def test_copies_across_a_data_set_s_own_division_are_refused_by_name():
+    names = ["tr/a.wav", "tr/b.wav", "tt/a.wav"]
+    sounds = {name: sound(name, 3) for name in names}
+    sounds["tt/b.wav"] = sounds["tr/a.wav"]
+    with pytest.raises(UserError, match=r"tr/a\.wav and tt/b\.wav hold the same sound"):
+        divided_sounds(sounds)
+    sounds["tt/b.wav"] = sound("b", 9)
+    sounds["hum.wav"] = sounds["tt/b.wav"][RATE:]
+    with pytest.raises(UserError, match=r"hum\.wav and tt/b\.wav hold the same sound"):
+        divided_sounds(sounds)
+
+
+def test_silence_and_its_clicks_make_no_copies():
+    """What recordings of one recorder may share without a shared sound."""
+    dither = np.random.default_rng(0).integers(-1, 2, 6 * RATE)
+    sounds = {}
+    for i in range(6):
+        audio = dither.astype(np.int16) if i % 2 else np.zeros(6 * RATE, np.int16)
+        begin = i * RATE // 3
+        audio[begin : begin + RATE] = sound(i, 1)
+        audio[5 * RATE :] = 0
+        audio[5 * RATE + RATE // 2] = 40
+        sounds[f"bark/{i}.wav"] = audio
+    training, test = divided_sounds(sounds)
+    assert (len(training), len(test)) == (4, 2)
+
+
 def test_kind_of_one_recording_in_several_files_is_told(tmp_path, capsys):
     write(tmp_path, [f"344-3-0-{i}.wav" for i in range(3)])
     training, tests = opened(tmp_path)
@@ -274,15 +379,15 @@ def test_hours_bound_what_is_read_and_every_kind_is_in_turn(tmp_path, capsys):
 
 def test_noise_of_the_source_is_heard_in_the_test_by_what_was_held_out():
     kinds = {
-        split: [Recording("hum", np.full(2 * RATE, level, np.int16))]
+        split: [Recording("hum", np.int16(np.arange(2 * RATE) % 2 * level))]
         for split, level in ((TRAIN, 1), (VALIDATION, 2), (TEST, 3))
     }
     training, tests = opened(source=kinds[TRAIN], background=kinds)
-    assert set(training.audio) == {1}
-    assert set(tests[SEEN].audio) == {3}
+    assert set(training.audio) == {0, 1}
+    assert set(tests[SEEN].audio) == {0, 3}
     del kinds[TEST]
     training, tests = opened(source=kinds[TRAIN], background=kinds)
-    assert set(tests[SEEN].audio) == {2}
+    assert set(tests[SEEN].audio) == {0, 2}
     assert opened(source=(), background=kinds) == (None, {})
 
 
@@ -316,6 +421,17 @@ def test_folders_that_share_a_file_are_refused(tmp_path):
     told = r"noise_unseen shares b\.wav .* with what training hears"
     with pytest.raises(UserError, match=told):
         opened(tmp_path, tmp_path / "unseen")
+
+
+@pytest.mark.parametrize(("begin", "end"), [(0.5, 0), (2.2, 0), (0, 1.5), (1.3, 1.3)])
+def test_parts_of_a_file_of_the_other_folder_are_refused(tmp_path, begin, end):
+    write(tmp_path, ["seen/a.wav", "seen/b.wav", "unseen/d.wav"], seconds=4)
+    audio, _ = soundfile.read(tmp_path / "seen/b.wav", dtype="int16")
+    part = audio[round(begin * RATE) : round((4 - end) * RATE)]
+    before = np.zeros(RATE, np.int16)
+    soundfile.write(tmp_path / "unseen/c.wav", np.append(before, part), RATE)
+    with pytest.raises(UserError, match=r"noise_unseen shares c\.wav \(1 recordings"):
+        opened(tmp_path / "seen", tmp_path / "unseen")
 
 
 @pytest.mark.parametrize("kind", [SEEN, UNSEEN])

@@ -228,7 +228,8 @@ def reverb_database(folder, rooms=("L207", "Q301", "R112")):
     for room in rooms:
         for microphone in range(2):
             place = folder / room / f"MicID{microphone:02}" / "SpkID01"
-            write(place / "RIR" / "IR_sweep.v00.wav", decaying(500))
+            seed = [*room.encode(), microphone]
+            write(place / "RIR" / "IR_sweep.v00.wav", decaying(500, seed))
             write(place / "silence" / "quiet.wav", decaying(500))
 
 
@@ -260,7 +261,8 @@ def test_microphones_and_speakers_make_no_rooms_of_one(tmp_path, above):
 def test_folders_behind_those_that_all_share_are_rooms(tmp_path, above, capsys):
     for room in ("hall", "office", "stairs", "lift"):
         for i in range(3):
-            write(tmp_path / above / room / "far" / f"{i}.wav", decaying(500, i))
+            seed = [*room.encode(), i]
+            write(tmp_path / above / room / "far" / f"{i}.wav", decaying(500, seed))
     parts = opened(tmp_path, 0.5)
     rooms = [
         {name.removeprefix(above).strip("/").partition("/")[0] for name in part.names}
@@ -274,8 +276,8 @@ def test_folders_behind_those_that_all_share_are_rooms(tmp_path, above, capsys):
 def test_files_beside_a_folder_leave_its_room_whole(tmp_path, capsys):
     for i in range(6):
         write(tmp_path / "all" / "hall" / f"{i}.wav", decaying(500, i))
-    for name in ("booth", "car"):
-        write(tmp_path / "all" / f"{name}.wav", decaying(500))
+    for i, name in enumerate(("booth", "car"), start=6):
+        write(tmp_path / "all" / f"{name}.wav", decaying(500, i))
     for fraction in (0.3, 0.6):
         parts = opened(tmp_path, fraction)
         hall = [sum("/hall/" in n for n in part.names) for part in parts.values()]
@@ -302,6 +304,29 @@ def test_flat_folder_is_divided_by_file_and_told(tmp_path, capsys):
     write(tmp_path / parts[TRAIN].names[0], decaying(500, 99))
     assert opened(tmp_path, 0.3)[TRAIN].fingerprint != parts[TRAIN].fingerprint
     assert set(opened(tmp_path, 1.0)) == {TEST}
+
+
+def test_rooms_that_share_a_response_are_one(tmp_path, capsys):
+    for room in range(4):
+        for i in range(2):
+            write(tmp_path / f"room{room}" / f"{i}.wav", decaying(500, 10 * room + i))
+    write(tmp_path / "room1" / "copy.wav", 0.3 * decaying(500, 99))
+    # The same from the direct path on, measured with another delay.
+    write(tmp_path / "room2" / "copy.wav", 0.3 * decaying(500, 99, delay=80))
+    for fraction in np.linspace(0.1, 0.9, 9):
+        parts = opened(tmp_path, fraction)
+        rooms = [{n.partition("/")[0] for n in part.names} for part in parts.values()]
+        assert sorted(set.union(*rooms)) == [f"room{i}" for i in range(4)]
+        assert not rooms[0] & rooms[1]
+        assert any({"room1", "room2"} <= side for side in rooms)
+        told = capsys.readouterr().err
+        assert "the same impulse response are divided as one: room2 = room1" in told
+    opened(tmp_path, 0.0)
+    assert not capsys.readouterr().err
+    for i in range(2):
+        write(tmp_path / "pair" / f"{i}.wav", decaying(500, 7))
+    with pytest.raises(UserError, match="holds a single room"):
+        opened(tmp_path / "pair", 0.5)
 
 
 def test_unusable_folders_are_refused_with_their_files(tmp_path):

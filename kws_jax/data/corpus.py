@@ -18,10 +18,15 @@ Reader = Callable[[np.ndarray], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """A long recording of noise: `audio` int16 [samples] at 16 kHz."""
+    """A long recording of noise: `audio` int16 [samples] at 16 kHz.
+
+    `power` is that of the recording which this is a part of (`sounding.power`), None
+    for a whole one: a part may hold nothing but what is silence in its recording.
+    """
 
     name: str
     audio: np.ndarray
+    power: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

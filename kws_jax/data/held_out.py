@@ -23,6 +23,7 @@ from kws_jax.data.corpus import (
 )
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.protocols import ALL_WORDS, get_protocol
+from kws_jax.data.sounding import is_silent
 from kws_jax.errors import UserError, nearest
 
 # With fewer clips of test speakers than this, all speakers stand for an unheard word.
@@ -196,9 +197,10 @@ def _word_clips(corpus: Corpus, rows: np.ndarray, name: str) -> WordClips:
 
 
 def _background(corpus: Corpus, split: str) -> NoiseBank | None:
-    recordings = [r for r in corpus.background.get(split, ()) if np.any(r.audio)]
+    every = corpus.background.get(split, ())
+    recordings = [r for r in every if not is_silent(r.audio)]
     if not recordings:
         silent = np.flatnonzero((corpus.words == SILENCE) & (corpus.splits == split))
         clips = corpus.read(silent)
-        recordings = [Recording("silence", clip) for clip in clips if clip.any()]
+        recordings = [Recording("silence", c) for c in clips if not is_silent(c)]
     return NoiseBank.from_recordings(recordings) if recordings else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from kws_jax.data.corpus import CLIP_SAMPLES, SAMPLE_RATE, Recording
-from kws_jax.data.sounding import sounding_ranges
+from kws_jax.data.sounding import is_silent, sounding_ranges
 from kws_jax.errors import UserError
 
 _FADE = SAMPLE_RATE // 100  # samples: 10 ms hide the seam of a loop
@@ -23,12 +23,14 @@ class NoiseBank:
       lengths: int64 [r], its samples, at least `CLIP_SAMPLES`.
       ranges: of each recording, the first samples in it that a crop may begin at, as
         those of `sounding_ranges`: a silent one would leave a clip without noise.
+      names: of the recordings.
     """
 
     audio: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
     ranges: tuple[np.ndarray, ...]
+    names: tuple[str, ...]
 
     @classmethod
     def from_recordings(
@@ -44,7 +46,8 @@ class NoiseBank:
           where: the field and the folder that they came from, for errors.
 
         Raises:
-          UserError: there is no recording, or one is silent (all zero) or empty.
+          UserError: there is no recording, or one is silent, in the part of it that
+            this is too, or empty.
         """
         if not recordings:
             raise UserError(
@@ -55,8 +58,12 @@ class NoiseBank:
         parts = [_looped(np.asarray(r.audio, np.int16)) for r in recordings]
         lengths = np.array([len(part) for part in parts], np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
-        ranges = tuple(sounding_ranges(part, CLIP_SAMPLES) for part in parts)
-        return cls(np.concatenate(parts), starts, lengths, ranges)
+        ranges = tuple(map(_ranges, recordings, parts))
+        silent = [r.name for r, own in zip(recordings, ranges) if not len(own)]
+        if silent:
+            raise _silent_error(silent, where)
+        names = tuple(recording.name for recording in recordings)
+        return cls(np.concatenate(parts), starts, lengths, ranges, names)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -119,14 +126,29 @@ class NoiseBank:
 
 
 def check_sound(recordings: Sequence[Recording], where: str = "") -> None:
-    """Raises UserError with the names of those that are silent (all zero) or empty."""
-    silent = [r.name for r in recordings if not np.any(r.audio)]
+    """Raises UserError with the names of those that are silent (constant) or empty."""
+    silent = [r.name for r in recordings if is_silent(r.audio)]
     if silent:
-        raise UserError(
-            f"{where + ': ' if where else ''}silent or empty noise recordings: "
-            f"{', '.join(silent)}. Noise at a given SNR needs sound; replace or remove "
-            "these files."
-        )
+        raise _silent_error(silent, where)
+
+
+def sounds(recording: Recording) -> bool:
+    """Whether a bank can have it: a clip of it sounds, as loud as its whole goes."""
+    if is_silent(recording.audio):
+        return False
+    return len(_ranges(recording, _looped(recording.audio))) > 0
+
+
+def _ranges(recording: Recording, looped: np.ndarray) -> np.ndarray:
+    return sounding_ranges(looped, CLIP_SAMPLES, recording.power)
+
+
+def _silent_error(names: Sequence[str], where: str) -> UserError:
+    return UserError(
+        f"{where + ': ' if where else ''}silent or empty noise recordings: "
+        f"{', '.join(names)}. Noise at a given SNR needs sound; replace or remove "
+        "these files."
+    )
 
 
 def _looped(audio: np.ndarray) -> np.ndarray:

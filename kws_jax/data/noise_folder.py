@@ -3,17 +3,20 @@
 A kind of noise is a folder, or a file where files lie directly in the folder that is
 given. A kind with several recordings is divided by recording; of a kind's only one,
 training has the first seconds and the test the last, with a clip's length between that
-neither hears. What belongs to one recording is told by its name (`noise_names`). The
-division that WHAM! has (tr/, cv/, tt/ in any folder) is kept: tt is the test.
+neither hears. What belongs to one recording is told by its name (`noise_names`) and by
+its sound (`copies`). The division that WHAM! has (tr/, cv/, tt/ in any folder) is kept:
+tt is the test.
 """
 
+import dataclasses
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from kws_jax.data import copies
 from kws_jax.data.audio_files import CorruptAudioError, seconds_of
 from kws_jax.data.corpus import (
     CLIP_SAMPLES,
@@ -24,9 +27,10 @@ from kws_jax.data.corpus import (
     Recording,
 )
 from kws_jax.data.folder import read_noise_folder
-from kws_jax.data.noise import NoiseBank, check_sound
+from kws_jax.data.noise import NoiseBank, check_sound, sounds
 from kws_jax.data.noise_names import is_channel, kinds_and_recordings
-from kws_jax.data.splits import hash_order, held_out
+from kws_jax.data.sounding import power
+from kws_jax.data.splits import hash_order, held_out, powers_of_wholes
 from kws_jax.errors import UserError
 
 SEEN, UNSEEN = "seen", "unseen"
@@ -76,9 +80,10 @@ def open_noise(
                 "or more, with sound at its end, or a second one of a kind"
             )
     else:
-        training = list(from_source.get(SEEN, ()))
+        powers = powers_of_wholes(background)
+        training = _sounding(from_source.get(SEEN, ()), powers, "training")
         kept = background.get(TEST) or background.get(VALIDATION) or ()
-        seen = [r for r in kept if np.any(r.audio)] if training else []
+        seen = _sounding(kept, powers, "the test") if training else []
     unseen = named[UNSEEN] if folders[UNSEEN] else list(from_source.get(UNSEEN, ()))
     banks = {
         kind: (recordings, NoiseBank.from_recordings(recordings))
@@ -95,14 +100,18 @@ def divide(
 ) -> tuple[list[Recording], list[Recording]]:
     """Recordings, or parts of them, for training and for the test.
 
-    A kind's only recording is for training alone where it is in several files, is
-    shorter than three clips, or where one part would be silent; that is told on
-    standard error.
+    Recordings that hold the same sound are divided as one. A kind's only recording is
+    for training alone where it is in several files, is shorter than three clips, or
+    where one part would be silent; that is told on standard error.
+
+    Raises:
+      UserError: the folders' own division gives one sound to both.
     """
     if test_fraction == 0:
         return list(recordings), []
-    names = [recording.name for recording in recordings]
-    test_names, lone, in_pieces = _division(names, test_fraction)
+    marks = {recording.name: copies.marks(recording.audio) for recording in recordings}
+    test_names, lone, in_pieces = _division(marks, test_fraction)
+    _check_parts(marks, test_names, lone)
     test = [r for r in recordings if r.name in test_names]
     training: list[Recording] = []
     undivided: dict[str, list[str]] = defaultdict(list)
@@ -185,17 +194,21 @@ def _own_division(names: Iterable[str]) -> tuple[set[str], set[str]]:
 
 
 def _division(
-    names: Sequence[str], fraction: float
+    marks: Mapping[str, Set[bytes]], fraction: float
 ) -> tuple[set[str], set[str], list[list[str]]]:
     """What goes to the test, and the kinds that are a single recording.
+
+    Args:
+      marks: of each file, as `copies.marks`.
+      fraction: share of the recordings of each kind for the test.
 
     Returns:
       The files held out for the test; those that alone are all of their kind; and of
       each kind that is one recording in several files, these.
     """
-    own_training, test = _own_division(names)
-    names = [name for name in names if name not in own_training | test]
-    told = kinds_and_recordings(names)
+    own_training, test = _own_division(marks)
+    names = [name for name in marks if name not in own_training | test]
+    told = _joined(kinds_and_recordings(names), marks)
     files: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for name, (kind, recording) in told.items():
         files[kind][recording].add(name)
@@ -214,6 +227,47 @@ def _division(
     return test, lone, in_pieces
 
 
+def _joined(
+    told: Mapping[str, tuple[str, str]], marks: Mapping[str, Set[bytes]]
+) -> dict[str, tuple[str, str]]:
+    """File -> kind and recording, those that share sound being one; this is told."""
+    of_recording: dict[str, set[bytes]] = defaultdict(set)
+    for name, (_, recording) in told.items():
+        of_recording[recording] |= marks[name]
+    same = copies.same_sound(of_recording)
+    together: dict[str, list[str]] = defaultdict(list)
+    for recording in of_recording:
+        together[same[recording]].append(recording)
+    listed = [" = ".join(group) for group in together.values() if len(group) > 1]
+    if listed:
+        _tell(
+            "config.data.noise_seen: recordings that hold the same sound are divided "
+            f"as one: {', '.join(listed)}"
+        )
+    kind_of = {recording: kind for kind, recording in told.values()}
+    return {name: (kind_of[same[r]], same[r]) for name, (_, r) in told.items()}
+
+
+def _check_parts(
+    marks: Mapping[str, Set[bytes]], test: Set[str], lone: Set[str]
+) -> None:
+    """Raises UserError where training and test would hear one sound.
+
+    That is left to the folders' own division, which `_joined` does not touch. What is
+    cut in time (`lone`) is for both.
+    """
+    holders: dict[bytes, str] = {}
+    for name in sorted(marks):
+        for mark in marks[name]:
+            other = holders.setdefault(mark, name)
+            if (other in test, other in lone) != (name in test, name in lone):
+                raise UserError(
+                    f"config.data.noise_seen: {other} and {name} hold the same sound, "
+                    "and their folders give it to training (tr, cv) and to the test "
+                    "(tt). Remove one of them"
+                )
+
+
 def _cut(recording: Recording, fraction: float) -> tuple[Recording, Recording] | str:
     """Its parts for training and for the test, or what keeps it from being cut.
 
@@ -224,11 +278,28 @@ def _cut(recording: Recording, fraction: float) -> tuple[Recording, Recording] |
     border = min(samples - round(fraction * samples), samples - 2 * CLIP_SAMPLES)
     if border < CLIP_SAMPLES:
         return "too short to be divided"
-    parts = [recording.audio[:border], recording.audio[border + CLIP_SAMPLES :]]
-    if not all(map(np.any, parts)):
+    whole = power(recording.audio, CLIP_SAMPLES)
+    first, last = (
+        Recording(recording.name, part, whole)
+        for part in (recording.audio[:border], recording.audio[border + CLIP_SAMPLES :])
+    )
+    if not (sounds(first) and sounds(last)):
         return "that would be silent in training or test"
-    first, last = (Recording(recording.name, part) for part in parts)
     return first, last
+
+
+def _sounding(
+    recordings: Sequence[Recording], powers: Mapping[str, float], where: str
+) -> list[Recording]:
+    """The background that sounds, told which power the whole of it has."""
+    parts = [dataclasses.replace(r, power=powers.get(r.name)) for r in recordings]
+    faint = [r.name for r in parts if r.power is not None and not sounds(r)]
+    if faint:
+        _tell(
+            f"the part of the background for {where} is silent, and no noise: "
+            f"{', '.join(faint)}"
+        )
+    return [recording for recording in parts if sounds(recording)]
 
 
 def _read(folders: Mapping[str, str], kind: str, hours: float) -> list[Recording]:
@@ -267,13 +338,13 @@ def _check_apart(
 ) -> None:
     """Raises UserError where a recording is in both folders, or training's background.
 
-    Recordings are told by how they sound, not by their files' names.
+    Recordings are told by how they sound (`copies`), not by their files' names.
     """
-    heard = {_beginning(r.audio): r.name for r in background}
+    heard = frozenset().union(*(copies.marks(r.audio) for r in background))
     others = {SEEN: "the background of training", UNSEEN: "what training hears"}
     for kind, other in others.items():
-        recordings = named.get(kind, ())
-        shared = [r.name for r in recordings if _beginning(r.audio) in heard]
+        marks = {r.name: copies.marks(r.audio) for r in named.get(kind, ())}
+        shared = [name for name, own in marks.items() if own & heard]
         if shared:
             raise UserError(
                 f"config.data.noise_{kind} shares {shared[0]} ({len(shared)} "
@@ -281,13 +352,7 @@ def _check_apart(
                 "Give a folder without them, or none: the source's own background is "
                 "divided for training and test"
             )
-        heard |= {_beginning(r.audio): r.name for r in recordings}
-
-
-def _beginning(audio: np.ndarray) -> bytes:
-    """The first second of sound, which a recording and its first part share."""
-    first = int(np.argmax(audio != 0))
-    return audio[first : first + CLIP_SAMPLES].tobytes()
+        heard = heard.union(*marks.values())
 
 
 def _tell_silence(

@@ -10,12 +10,14 @@ import hashlib
 import os
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from kws_jax.data import copies
 from kws_jax.data.audio_files import (
     AUDIO_SUFFIXES,
     CorruptAudioError,
@@ -118,13 +120,25 @@ def divide(
 ) -> dict[str, list[Response]]:
     """The responses of training and of the test, by their rooms.
 
-    Files that no folder tells the room of are divided as if each were a room; that they
-    may be of one is told on standard error.
+    Rooms that have a response in common, sample by sample from the direct path on, are
+    divided as one, which is told on standard error. Files that no folder tells the room
+    of are divided as if each were a room; that they may be of one is told too.
 
     Raises:
       UserError: there is one room alone, and both want some.
     """
-    rooms = {response.room for response in responses}
+    heard: dict[str, set[bytes]] = defaultdict(set)
+    for response in responses:
+        heard[response.room].add(response.audio.tobytes())
+    room_of = copies.same_sound(heard)
+    rooms = set(room_of.values())
+    if len(rooms) < len(room_of) and 0 < test_fraction < 1:
+        twice = ", ".join(f"{a} = {b}" for a, b in room_of.items() if a != b)
+        print(
+            f"note: rooms in {where} that hold the same impulse response are divided "
+            f"as one: {twice}",
+            file=sys.stderr,
+        )
     if len(rooms) == 1 and 0 < test_fraction < 1:
         raise UserError(
             f"{where} holds a single room, which training and test cannot share. Give "
@@ -142,8 +156,8 @@ def divide(
         )
     test = held_out(rooms, test_fraction)
     return {
-        TRAIN: [r for r in responses if r.room not in test],
-        TEST: [r for r in responses if r.room in test],
+        TRAIN: [r for r in responses if room_of[r.room] not in test],
+        TEST: [r for r in responses if room_of[r.room] in test],
     }
 
 

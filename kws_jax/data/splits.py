@@ -2,12 +2,20 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
 
-from kws_jax.data.corpus import TEST, TRAIN, VALIDATION, Recording
+from kws_jax.data.corpus import (
+    CLIP_SAMPLES,
+    SPLITS,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    Recording,
+)
+from kws_jax.data.sounding import power
 from kws_jax.errors import UserError
 
 VALIDATION_LIST, TEST_LIST = "validation_list.txt", "testing_list.txt"
@@ -87,6 +95,19 @@ def divide_background(
     held_out = {recording.name for recording in (*test, *validation)}
     train = [recording for recording in ordered if recording.name not in held_out]
     return {TRAIN: tuple(train), VALIDATION: tuple(validation), TEST: tuple(test)}
+
+
+def powers_of_wholes(
+    background: Mapping[str, Sequence[Recording]],
+) -> dict[str, float]:
+    """Name -> power of the recordings that `divide_background` has cut into thirds."""
+    powers = {}
+    for thirds in zip(*(background.get(split, ()) for split in SPLITS)):
+        # In its order; where there are three and more, no name comes twice.
+        if len(background[TRAIN]) < 3 and len({third.name for third in thirds}) == 1:
+            whole = np.concatenate([third.audio for third in thirds])
+            powers[thirds[0].name] = power(whole, CLIP_SAMPLES)
+    return powers
 
 
 def split_by_lists(

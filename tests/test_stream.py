@@ -110,6 +110,48 @@ def test_the_bed_has_its_level_everywhere():
     np.testing.assert_allclose(levels, 0.02, rtol=0.03)
 
 
+def with_silence(seed, sounding, silent, times):
+    """A recording of white noise that is silent by turns, int16."""
+    rng = np.random.default_rng(seed)
+    turn = np.repeat([1.0, 0.0], [round(sounding * RATE), round(silent * RATE)])
+    hiss = np.tile(turn, times) * rng.normal(0, 3000, len(turn) * times)
+    return Recording(f"noise {seed}", np.rint(hiss).astype(np.int16))
+
+
+@pytest.mark.parametrize(
+    "recordings",
+    [
+        [with_silence(0, 2.5, 2.5, 4)],
+        [with_silence(0, 30, 30, 1), with_silence(1, 1.2, 3, 5)],
+        [Recording("late", with_silence(0, 4, 4, 2).audio[::-1])],
+    ],
+)
+def test_no_second_of_the_bed_is_silent_where_its_recordings_are(recordings):
+    stream = plan_stream(clips(), dataclasses.replace(SETTINGS, noise_share=0.0))
+    bank = NoiseBank.from_recordings(recordings)
+    audio = np.concatenate(audio_of(stream, bed=Bed(bank, 0.02)))
+    clean = np.concatenate(audio_of(stream))
+    bed = (audio - clean.astype(float)) / 32768
+    seconds = np.sqrt(np.mean(bed[: len(bed) // RATE * RATE].reshape(-1, RATE) ** 2, 1))
+    assert len(seconds) == 180
+    assert np.abs(20 * np.log10(seconds / 0.02)).max() < 1
+    longest = max(map(len, "".join("01"[bool(x)] for x in bed).split("1")))
+    assert longest < RATE // 20
+
+
+def test_ticks_stay_apart_in_the_bed():
+    """Silence of less than a second is part of a noise."""
+    tick = np.zeros(12 * RATE, np.int16)
+    tick[RATE // 2 :: RATE] = 9000
+    stream = plan_stream(clips(), dataclasses.replace(SETTINGS, noise_share=0.0))
+    bed = Bed(NoiseBank.from_recordings([Recording("tick", tick)]), 0.01)
+    heard = np.concatenate(audio_of(stream, bed=bed))
+    clean = np.concatenate(audio_of(stream))
+    ticks = np.flatnonzero(heard.astype(int) - clean > 100)
+    assert np.median(np.diff(ticks)) == RATE
+    assert np.diff(ticks).max() <= RATE
+
+
 def test_nothing_is_clipped():
     stream = plan_stream(clips(), dataclasses.replace(SETTINGS, noise_share=0.0))
     pieces = audio_of(stream, bed=Bed(noise(3000), 0.8))

@@ -13,6 +13,7 @@ import numpy as np
 
 from kws_jax.data.corpus import CLIP_SAMPLES, SAMPLE_RATE, Split
 from kws_jax.data.noise import NoiseBank
+from kws_jax.data.sounding import FLOOR
 from kws_jax.data.time_labels import Spoken
 from kws_jax.errors import UserError
 
@@ -244,17 +245,52 @@ def _faded(audio: np.ndarray) -> np.ndarray:
     return faded
 
 
-def _crop(rng: np.random.Generator, bank: NoiseBank, at_most: int) -> np.ndarray:
-    """A stretch of a recording, uniform over recordings: int16 [<= at_most]."""
+def _crop(rng: np.random.Generator, audio: np.ndarray, at_most: int) -> np.ndarray:
+    """A stretch of a recording: int16 [<= at_most]."""
+    length = min(at_most, len(audio))
+    begin = int(rng.integers(0, len(audio) - length + 1))
+    return audio[begin : begin + length]
+
+
+def _recording(rng: np.random.Generator, bank: NoiseBank) -> tuple[int, np.ndarray]:
+    """One of the recordings, all alike: its number and its audio."""
     row = int(rng.integers(len(bank)))
-    length = min(at_most, int(bank.lengths[row]))
-    begin = int(rng.integers(0, int(bank.lengths[row]) - length + 1))
-    first = int(bank.starts[row]) + begin
-    return bank.audio[first : first + length]
+    return row, bank.audio[bank.starts[row] :][: bank.lengths[row]]
+
+
+def _sounding_part(
+    rng: np.random.Generator, audio: np.ndarray, ranges: np.ndarray
+) -> np.ndarray:
+    """Of one of the `ranges` of a recording, by their lengths: all that its crops have.
+
+    Every second of it sounds, as `NoiseBank.ranges` has it.
+    """
+    widths = np.diff(ranges)[:, 0]
+    # Without silence there is nothing to draw, and what is drawn next stays.
+    row = rng.choice(len(ranges), p=widths / widths.sum()) if len(ranges) > 1 else 0
+    first, behind = ranges[row]
+    return audio[first : behind - 1 + CLIP_SAMPLES]
+
+
+def _without_silent_ends(crop: np.ndarray) -> np.ndarray:
+    """From the first loud sample to the last, but not less than a second.
+
+    The first and last seconds may sound in a few samples alone. Where crops follow each
+    other, silence would add up at the seams; as long as the fades it may stay.
+    """
+    away = np.abs(crop - np.mean(crop, dtype=np.float64))
+    loud = np.flatnonzero(away >= np.sqrt(FLOOR * np.mean(np.square(away))))
+    begin = int(loud[0]) if loud[0] > _FADE else 0
+    end = max(int(loud[-1]) + 1 + _FADE, begin + CLIP_SAMPLES)
+    return crop[begin:end]
 
 
 class _Gaps:
-    """Fills the time between words with silence or background."""
+    """Fills the time between words with silence or background.
+
+    Background is as it was recorded, its own silence too, as in a quiet room: unlike
+    the bed it is promised no level.
+    """
 
     def __init__(self, bank: NoiseBank | None, noise_share: float, seed: int):
         self._bank, self._share = bank, noise_share
@@ -265,7 +301,8 @@ class _Gaps:
         noisy = self._rng.random() < self._share
         while samples > 0:
             if noisy and self._bank is not None:
-                crop = _crop(self._rng, self._bank, min(samples, _LONGEST_PIECE))
+                _, audio = _recording(self._rng, self._bank)
+                crop = _crop(self._rng, audio, min(samples, _LONGEST_PIECE))
                 piece = _faded(crop) * np.float32(self._rng.random())
             else:
                 piece = np.zeros(min(samples, _LONGEST_PIECE), np.float32)
@@ -274,7 +311,7 @@ class _Gaps:
 
 
 class _BedSound:
-    """An endless bed: stretches of recordings, each brought to one level."""
+    """An endless bed: stretches where recordings sound, each brought to one level."""
 
     def __init__(self, bed: Bed, seed: int):
         self._bed = bed
@@ -293,7 +330,9 @@ class _BedSound:
         return np.concatenate([np.zeros(0, np.float32), *parts])
 
     def _stretch(self) -> np.ndarray:
-        crop = _crop(self._rng, self._bed.bank, _LONGEST_BED).astype(np.float32)
-        level = float(np.sqrt(np.mean(np.square(crop, dtype=np.float64)))) / 32768.0
-        # A silent stretch cannot be brought to a level and stays silent.
-        return _faded(crop * np.float32(self._bed.rms / level if level else 0.0))
+        row, audio = _recording(self._rng, self._bed.bank)
+        part = _sounding_part(self._rng, audio, self._bed.bank.ranges[row])
+        crop = _without_silent_ends(_crop(self._rng, part, _LONGEST_BED))
+        sound = crop.astype(np.float32)
+        level = float(np.sqrt(np.mean(np.square(sound, dtype=np.float64)))) / 32768.0
+        return _faded(sound * np.float32(self._bed.rms / level))

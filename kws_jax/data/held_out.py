@@ -12,7 +12,6 @@ import numpy as np
 
 from kws_jax.data.corpus import (
     CLIP_SAMPLES,
-    SAMPLE_RATE,
     SILENCE,
     TEST,
     UNKNOWN,
@@ -147,10 +146,13 @@ def collect(
 
 
 def background_crops(bank: NoiseBank) -> Split:
-    """Clips of background, one every half second as TFDS cuts them, at full volume."""
+    """Clips of background, one behind the other, at full volume.
+
+    None overlap: intervals take them for independent.
+    """
     first = np.concatenate(
         [
-            begin + np.arange(0, length - CLIP_SAMPLES + 1, SAMPLE_RATE // 2)
+            begin + np.arange(0, length - CLIP_SAMPLES + 1, CLIP_SAMPLES)
             for begin, length in zip(bank.starts.tolist(), bank.lengths.tolist())
         ]
     )

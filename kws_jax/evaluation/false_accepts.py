@@ -8,12 +8,14 @@ Each measure is the share of clips whose most probable label is a keyword:
     false_accept/unheard_rare  together; those of them with fewer than
                                `held_out.FEW_CLIPS` (20) clips of test speakers
     false_accept/unheard/WORD  together; and each word alone
-    false_accept/background    seconds of the test split's recordings of background
+    false_accept/background    the test split's recordings of background, second by
+                               second, none of which overlap
 
 What a network makes of a word it makes of most clips of that word, so the interval of
 words together comes from a bootstrap over the words (`metrics.clustered_interval`): it
 tells what other such words would give. That of a single word tells what other clips of
-this word would give, and so do all other intervals here.
+this word would give, and so do all other intervals here: that of background what other
+seconds of these recordings would, not what other places would.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from kws_jax import config as configs
-from kws_jax import experiment, together
+from kws_jax import experiment, heard, together
 from kws_jax.errors import UserError
 from kws_jax.parts import TASK_FILE, Parts, build_parts, load_setup
 from kws_jax.report.page import write_report
@@ -113,11 +113,13 @@ def parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Part
     """The parts of `config`, if its labels are those of the network in `folder`.
 
     Raises:
-      UserError: the network is not trained to its end, or the data has other labels or
-        names words as unheard that training heard.
+      UserError: the network is not trained to its end, or the data has other labels,
+        names words as unheard that training heard, or has clips, noise or rooms in the
+        test that training heard.
     """
     trained = load_setup(folder)
     runner.last_finished(trained, folder)
+    heard.check_divisions(config.data, trained.config)
     parts = build_parts(config, console)
     if parts.labels != trained.labels:
         raise UserError(
@@ -126,6 +128,7 @@ def parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Part
             "that they agree, in the same order."
         )
     _check_unheard(parts, trained.config, read_json(folder / TASK_FILE))
+    heard.check_sounds(parts, trained.config)
     return parts
 
 

@@ -95,6 +95,18 @@ def open_noise(
     return (banks[""][1] if training else None), tests
 
 
+def training_part(
+    directory: str, *, test_fraction: float, hours: float
+) -> list[Recording]:
+    """The recordings, or parts, that training hears of a folder of seen noise.
+
+    Raises:
+      UserError: it cannot be used.
+    """
+    recordings = _read({SEEN: directory}, SEEN, hours)
+    return divide(recordings, test_fraction)[0]
+
+
 def divide(
     recordings: Sequence[Recording], test_fraction: float
 ) -> tuple[list[Recording], list[Recording]]:

@@ -1,5 +1,6 @@
 """What is measured anew of an experiment that is trained already."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from kws_jax.report.terminal import print_detection, print_results
 from kws_jax.stages import detection, runner
 from kws_jax.training.checkpoints import saving, write_json, write_text
 from kws_jax.training.workdir_lock import WorkdirLock
-from kws_jax.workdirs import folder_of, read_json
+from kws_jax.workdirs import folder_of, in_bucket, read_json, write_whole
 
 
 def evaluate(
@@ -31,18 +32,20 @@ def evaluate(
     operations, seconds). Nothing in `folder` changes.
 
     Raises:
-      UserError: where the data has other labels than the network, or `output_dir` holds
-        something already.
+      UserError: where the data has other labels than the network, `output_dir` holds
+        something already, or `output` cannot be written.
     """
     console = Console(highlight=False)
     logging.set_verbosity(logging.ERROR)
     into = _fresh_folder(output_dir) if output_dir else None
+    # After the folder was made, in which it may be.
+    file = _file_for_rows(output) if output and together.is_first() else None
     parts = parts_of_trained(config, folder, console)
     rows = experiment.final_test(parts, folder, into)
     if together.is_first():
         print_results(rows, console)
-        if output:
-            write_json(output, rows)
+        if file is not None:
+            _write_rows(rows, file)
         if into is not None:
             _keep(parts.config, rows, folder, into)
     return rows
@@ -61,6 +64,30 @@ def _fresh_folder(address: str) -> Path:
         with saving(folder):
             folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _file_for_rows(address: str) -> Path:
+    """The file of an address, in a folder that exists."""
+    file = folder_of(address)
+    if file.is_dir():
+        raise UserError(f"--output={address} is a folder; give the name of a file.")
+    # Buckets have no folders.
+    if not in_bucket(file) and not file.absolute().parent.is_dir():
+        raise UserError(
+            f"--output={address}: the folder {file.parent} does not exist; make it "
+            "first."
+        )
+    return file
+
+
+def _write_rows(rows: list[dict[str, Any]], file: Path) -> None:
+    try:
+        write_whole(file, json.dumps(rows, indent=1).encode())
+    except OSError as error:
+        raise UserError(
+            f"--output={file} cannot be written ({error}); name a file in a folder "
+            "that may be written and has room, and run the test again."
+        ) from error
 
 
 def _keep(
@@ -84,11 +111,13 @@ def detect(config: ConfigDict, folder: Path) -> None:
     place of former ones, and draws the report anew.
 
     Raises:
-      UserError: where the data has other labels than the network, or its clips make no
-        such audio.
+      UserError: where the final test has not been run, the data has other labels than
+        the network, or its clips make no such audio.
     """
     console = Console(highlight=False)
     logging.set_verbosity(logging.ERROR)
+    # Before the data are opened: what is measured must have its place.
+    _results(folder)
     parts = parts_of_trained(config, folder, console)
     with WorkdirLock(folder):
         _detect(parts, folder, console)
@@ -96,17 +125,23 @@ def detect(config: ConfigDict, folder: Path) -> None:
 
 def _detect(parts: Parts, folder: Path, console: Console) -> None:
     rows = detection.measure(parts, folder, console)
+    kept = [row for row in _results(folder) if not detection.is_row(row)]
+    write_json(folder / "results.json", kept + rows)
+    with saving(folder / "report.html"):
+        write_report(folder)
+    print_detection(folder, console)
+
+
+def _results(folder: Path) -> list[dict[str, Any]]:
+    """The rows of the final test in a workdir."""
     results = folder / "results.json"
     if not results.exists():
         raise UserError(
             f"{folder} holds no results.json: its final test has not been run. Run "
             "kws_jax.main with this --workdir first."
         )
-    kept = [row for row in read_json(results) if not detection.is_row(row)]
-    write_json(results, kept + rows)
-    with saving(folder / "report.html"):
-        write_report(folder)
-    print_detection(folder, console)
+    rows: list[dict[str, Any]] = read_json(results)
+    return rows
 
 
 def parts_of_trained(config: ConfigDict, folder: Path, console: Console) -> Parts:

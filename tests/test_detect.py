@@ -377,6 +377,50 @@ def test_the_command_keeps_rows_and_draws_the_report(workdir, made, capsys):
     assert detection.final_test(made[0], workdir, Console(quiet=True)) == rows[1:]
 
 
+def refuse_data(monkeypatch):
+    """Lets a test fail that opens data before it has refused what it was asked for."""
+
+    def opened(*_):
+        raise AssertionError("the data were opened first")
+
+    monkeypatch.setattr(measuring, "build_parts", opened)
+
+
+def test_without_a_final_test_nothing_is_measured(workdir, made, monkeypatch):
+    refuse_data(monkeypatch)
+    (workdir / "results.json").unlink()
+    with pytest.raises(UserError, match=r"no results\.json: its final test has not"):
+        measuring.detect(made[0].config, workdir)
+    assert not (workdir / detection.FILE).exists()
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_test(
+    workdir, made, monkeypatch, tmp_path
+):
+    refuse_data(monkeypatch)
+    config = made[0].config
+    for name, told in (("no/such/x.json", "does not exist"), ("", "is a folder")):
+        with pytest.raises(UserError, match=f"--output=.*{told}"):
+            measuring.evaluate(config, workdir, str(tmp_path / name))
+    # In the new folder it may be, which is made before.
+    inside = tmp_path / "new" / "x.json"
+    with pytest.raises(AssertionError, match="opened first"):
+        measuring.evaluate(config, workdir, str(inside), str(inside.parent))
+
+
+def test_a_file_that_cannot_be_written_after_all_is_named(
+    workdir, made, monkeypatch, tmp_path
+):
+    def tested(*_):
+        (tmp_path / "there").rmdir()
+        return []
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(measuring.experiment, "final_test", tested)
+    with pytest.raises(UserError, match=r"--output=.*x\.json cannot be written"):
+        measuring.evaluate(made[0].config, workdir, str(tmp_path / "there" / "x.json"))
+
+
 def test_where_there_are_rooms_every_test_is_repeated_far(
     made, measured, workdir, capsys
 ):

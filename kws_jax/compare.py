@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     rows = read_rows([folder_of(folder) for folder in argv[1:]])
     baseline = None
     if _BASELINE.value:
-        _, first = next(folders_of([folder_of(_BASELINE.value)]))
+        _, first = next(folders_of([folder_of(_BASELINE.value)], "--baseline="))
         baseline = next((row for row in rows if row.holds(first)), None)
         if baseline is None:
             raise UserError(f"--baseline={_BASELINE.value} is not among the workdirs.")

@@ -249,8 +249,8 @@ def to_json(config: ConfigDict) -> str:
     return config.to_json_best_effort(indent=1, sort_keys=True)
 
 
-def load_workdir(workdir: Path) -> ConfigDict:
-    """The config stored in a workdir.
+def load_workdir(workdir: Path, flag: str = "--workdir=") -> ConfigDict:
+    """The config stored in a workdir, which was given after `flag`.
 
     Raises:
       UserError: where there is none, or it cannot be read.
@@ -258,7 +258,7 @@ def load_workdir(workdir: Path) -> ConfigDict:
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(
-            f"--workdir={workdir} holds no experiment (there is no config.json); give "
+            f"{flag}{workdir} holds no experiment (there is no config.json); give "
             "the workdir of a run of kws_jax.main."
         )
     return ConfigDict(_tuples(read_json(path)))

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from kws_jax import compare
 from kws_jax.comparison import page, size_plot, tables
 from kws_jax.comparison.rows import OtherClipsError, read_rows
 from kws_jax.errors import UserError
@@ -79,6 +80,56 @@ def test_seeds_of_one_experiment_are_one_row_with_mean_and_deviation(tmp_path):
     # What no row has.
     absent = ("seen noise, %", "far unseen noise, %", "search, min")
     assert not set(absent) & set(values)
+
+
+def drop(run, *metrics):
+    """Takes rows out of the results of a workdir."""
+    rows = json.loads((run / "results.json").read_text())
+    rows = [row for row in rows if row["metric"] not in metrics]
+    (run / "results.json").write_text(json.dumps(rows))
+
+
+def test_of_what_some_seeds_have_it_is_told_how_many(tmp_path):
+    runs = [make_run(tmp_path / f"{seed}", seed=seed) for seed in range(3)]
+    drop(runs[0], "frr@1fa/h", "seconds")
+    drop(runs[1], "frr@1fa/h", "false_accept/unheard", "parameters")
+    told = column(read_rows(runs))
+    assert told["seeds"] == "3"
+    assert told["missed at 1 FA/h, % (sd)"] == "25.00 (1 of 3)"
+    taken = told["unheard words taken, % (sd) [95 % over words]"]
+    assert taken == "50.00 (0.00) (2 of 3)"
+    assert told["parameters"] == "1,000 (2 of 3)"
+    # The mean of those that took some time, not of a run that does not tell.
+    assert told["train, min"] == "1.5 (2 of 3)"
+    assert told["clean, % (sd)"] == "90.00 (0.00)"
+
+
+def test_a_test_of_a_network_whose_size_nobody_kept_has_none(tmp_path):
+    runs = [
+        make_run(tmp_path / "a", seed=0),
+        make_run(tmp_path / "b", seed=0, network="tc_resnet14"),
+    ]
+    drop(runs[1], "parameters", "macs", "seconds")
+    rows = read_rows(runs)
+    lines = tables.overview(rows, None).splitlines()
+    told = dict(zip(cells(lines[0]), cells(lines[3]), strict=True))
+    assert told["MACs"] == told["parameters"] == told["train, min"] == "–"
+    page.write(rows, tmp_path / "plot.html")
+    drawn = (tmp_path / "plot.html").read_text()
+    assert "tc_resnet8 ×1.5: 90.00 %, 1,000 parameters" in drawn
+    assert "no size is known: tc_resnet14 ×1.5." in drawn
+    page.write(rows[1:], tmp_path / "plot.html")
+    assert "Accuracy against size" not in (tmp_path / "plot.html").read_text()
+
+
+def test_a_baseline_without_an_experiment_is_named_as_it_was_given(
+    tmp_path, monkeypatch
+):
+    run = make_run(tmp_path / "a", seed=0)
+    flags = {"value": str(tmp_path)}
+    monkeypatch.setattr(compare, "_BASELINE", type("Flag", (), flags))
+    with pytest.raises(UserError, match=f"^--baseline={tmp_path} holds no experiment"):
+        compare.main(["compare", str(run)])
 
 
 def add_unheard(run, taken, rare):

@@ -413,7 +413,7 @@ runpy.run_module(program, run_name="__main__")
             "config.network.name = 'tenet' is unknown; did you mean 'tenet6'?",
         ),
         ("compare", [], "Give the workdirs"),
-        ("compare", ["configs"], "--workdir=configs holds no experiment"),
+        ("compare", ["configs"], "error: configs holds no experiment"),
         ("export", ["--workdir=configs", "--format=onnx"], "holds no experiment"),
         ("main", ["--config=configs/autokws.py", "word", "--workdir=w"], "['word']"),
         ("main", ["--config=configs/autokws.py"], "--workdir=DIR"),

@@ -12,7 +12,7 @@ from kws_jax.report.markup import join, tag
 
 
 def write(rows: Sequence[Row], path: Path) -> None:
-    """Draws accuracy against size and, where it was tested, in noise.
+    """Draws accuracy against size, where both are known, and in noise, where tested.
 
     Raises:
       UserError: where the file cannot be written.
@@ -27,9 +27,14 @@ def write(rows: Sequence[Row], path: Path) -> None:
             accuracy=statistics.fmean(row.values("accuracy")),
         )
         for row in rows
+        if _is_sized(row)
     ]
     parts = [tag("h1", "Experiments compared")]
-    parts += [tag("h2", "Accuracy against size"), size_plot.draw(points)]
+    if points:
+        parts += [tag("h2", "Accuracy against size"), size_plot.draw(points)]
+    if others := [row.name for row in rows if not _is_sized(row)]:
+        told = f"Not drawn, since no size is known: {', '.join(others)}."
+        parts.append(tag("p", told, class_="note"))
     noise = noise_plot.draw(rows)
     if noise:
         parts += [tag("h2", "Accuracy in noise"), noise]
@@ -42,3 +47,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
             f"--plot={path} cannot be written ({error}); name a file in a folder that "
             "exists."
         ) from error
+
+
+def _is_sized(row: Row) -> bool:
+    return all(map(row.values, ("parameters", "macs", "accuracy")))

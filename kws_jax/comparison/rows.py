@@ -122,7 +122,10 @@ class Row:
         }
 
     def seconds(self, *, searching: bool) -> list[float]:
-        """Time of the stages that search, or of all others together, in each run."""
+        """Time of the stages that search, or of all others together.
+
+        Of each run that tells of some.
+        """
         totals = []
         for run in self.runs:
             searches = {
@@ -134,7 +137,7 @@ class Row:
             totals.append(
                 sum(m.value for m in told if (m.stage in searches) == searching)
             )
-        return totals
+        return [total for total in totals if total]
 
     def holds(self, folder: Path) -> bool:
         """Whether one of its runs is in `folder`."""
@@ -204,7 +207,7 @@ def read_rows(workdirs: Sequence[Path]) -> list[Row]:
     """
     rows: dict[str, Row] = {}
     for named, folder in folders_of(workdirs):
-        fields = configs.fields(configs.load_workdir(folder))
+        fields = configs.fields(configs.load_workdir(folder, flag=""))
         same = {n: v for n, v in fields.items() if n not in _OF_A_SEED}
         key = json.dumps(same, sort_keys=True)
         row = rows.setdefault(key, Row(_name(folder), named, [], [], [], []))
@@ -220,14 +223,16 @@ def read_rows(workdirs: Sequence[Path]) -> list[Row]:
     return list(rows.values())
 
 
-def folders_of(workdirs: Sequence[Path]) -> Iterator[tuple[Path, Path]]:
+def folders_of(workdirs: Sequence[Path], flag: str = "") -> Iterator[tuple[Path, Path]]:
     """Each workdir with that of its network, or in turn of its seeds' networks.
 
-    None twice, however often and however it is named.
+    None twice, however often and however it is named. Messages name what was given
+    after `flag`, such as "--baseline=".
     """
     seen = set()
     for named in workdirs:
-        for folder in configs.seed_folders(configs.load_workdir(named), named):
+        config = configs.load_workdir(named, flag)
+        for folder in configs.seed_folders(config, named):
             if place_of(folder) not in seen:
                 seen.add(place_of(folder))
                 yield named, folder

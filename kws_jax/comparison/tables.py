@@ -1,7 +1,7 @@
 """The tables of a comparison, as Markdown."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kws_jax.comparison.rows import OtherClipsError, Row
 
@@ -27,6 +27,8 @@ _HEADS = (
     "train, min",
 )
 _NOTHING = "–"
+# The values of some runs -> what a cell says of them.
+Show = Callable[[list[float]], str]
 NOTE = (
     "Intervals tell what other test clips would give for these very networks: they "
     "hold neither the spread of the seeds nor that there are many of them."
@@ -39,7 +41,8 @@ def overview(rows: Sequence[Row], baseline: Row | None) -> str:
     Noise is the mean over the SNRs at which all rows were tested that know this kind of
     noise; missed are the keywords of the clean test stream, where `detection` was
     measured, and taken for keywords are words that training was kept from, with the
-    interval of `Row.interval_over_words`.
+    interval of `Row.interval_over_words`. What only some of the runs have is the mean
+    of these, whose number stands behind it.
     """
     lines = [_cells(row, rows) for row in rows]
     kept = [i for i, _ in enumerate(_HEADS) if any(c[i] != _NOTHING for c in lines)]
@@ -102,7 +105,7 @@ def _shared(rows: Sequence[Row], kind: str) -> list[str]:
 
 
 def _cell(row: Row, conditions: Sequence[str], baseline: Row | None) -> str:
-    value = _percent(_means(row, conditions))
+    value = _of_runs(row, _means(row, conditions), _percent)
     if baseline is None or row is baseline or value == _NOTHING:
         return value
     difference = _difference(row, baseline, conditions)
@@ -119,63 +122,72 @@ def _means(row: Row, conditions: Sequence[str]) -> list[float]:
 
 def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
     def in_noise(kind: str) -> str:
-        return _percent(_means(row, _shared(rows, kind)))
+        return _of_runs(row, _means(row, _shared(rows, kind)), _percent)
+
+    def shown(metric: str, show: Show, condition: str = "clean") -> str:
+        return _of_runs(row, row.values(metric, condition), show)
 
     return [
         row.name,
         str(len(row.runs)),
-        _percent(row.values("accuracy"), spread=True),
-        _percent(row.values("float_accuracy")),
+        shown("accuracy", _spread),
+        shown("float_accuracy", _percent),
         in_noise("seen"),
         in_noise("unseen"),
-        _percent(row.values("accuracy", "far clean")),
+        shown("accuracy", _percent, "far clean"),
         in_noise("far seen"),
         in_noise("far unseen"),
-        _percent(row.values("frr@1fa/h"), spread=True),
-        _percent(row.values("frr@10fa/h"), spread=True),
+        shown("frr@1fa/h", _spread),
+        shown("frr@10fa/h", _spread),
         _over_words(row, "false_accept/unheard"),
         _over_words(row, "false_accept/unheard_rare"),
-        _count(row.values("parameters")),
-        f"{statistics.fmean(row.values('macs')) / 1e6:.2f} M",
-        _bits(row.values("weight_bits"), row.values("activation_bits")),
-        _count(row.values("packed_bytes")),
-        _minutes(row.seconds(searching=True)),
-        _minutes(row.seconds(searching=False)),
+        shown("parameters", lambda v: f"{statistics.fmean(v):,.0f}"),
+        shown("macs", lambda v: f"{statistics.fmean(v) / 1e6:.2f} M"),
+        _bits(row),
+        shown("packed_bytes", lambda v: f"{statistics.fmean(v):,.0f}"),
+        _of_runs(row, row.seconds(searching=True), _minutes),
+        _of_runs(row, row.seconds(searching=False), _minutes),
     ]
 
 
-def _percent(values: list[float], *, spread: bool = False) -> str:
+def _of_runs(row: Row, values: list[float], show: Show) -> str:
+    """What `show` makes of the values, and of how many runs they are if not of all."""
     if not values:
         return _NOTHING
-    mean = f"{100 * statistics.fmean(values):.2f}"
-    if spread and len(values) > 1:
-        mean += f" ({100 * statistics.stdev(values):.2f})"
-    return mean
+    few = len(values) < len(row.runs)
+    return show(values) + (f" ({len(values)} of {len(row.runs)})" if few else "")
 
 
-def _count(values: list[float]) -> str:
-    return f"{statistics.fmean(values):,.0f}" if values else _NOTHING
+def _percent(values: list[float]) -> str:
+    return f"{100 * statistics.fmean(values):.2f}"
 
 
-def _bits(weights: list[float], activations: list[float]) -> str:
-    if not (weights and activations):
+def _spread(values: list[float]) -> str:
+    """The mean in percent and, of several, the deviation."""
+    deviation = f" ({100 * statistics.stdev(values):.2f})" if len(values) > 1 else ""
+    return _percent(values) + deviation
+
+
+def _minutes(seconds: list[float]) -> str:
+    return f"{statistics.fmean(seconds) / 60:.1f}"
+
+
+def _bits(row: Row) -> str:
+    each = [row.values(metric) for metric in ("weight_bits", "activation_bits")]
+    if not all(each):
         return _NOTHING
-    return ", ".join(f"{statistics.fmean(v):.3g}" for v in (weights, activations))
+    told = ", ".join(f"{statistics.fmean(values):.3g}" for values in each)
+    return _of_runs(row, min(each, key=len), lambda _: told)
 
 
 def _over_words(row: Row, metric: str) -> str:
     """The mean and the deviation over the seeds, and the interval over the words."""
-    shown = _percent(row.values(metric), spread=True)
+    shown = _of_runs(row, row.values(metric), _spread)
     interval = row.interval_over_words(metric)
     if interval is None:
         return shown
     low, high = interval
     return f"{shown} [{100 * low:.1f} … {100 * high:.1f}]"
-
-
-def _minutes(seconds: list[float]) -> str:
-    mean = statistics.fmean(seconds) / 60
-    return f"{mean:.1f}" if mean else _NOTHING
 
 
 def _difference(row: Row, baseline: Row, conditions: Sequence[str] = ("clean",)) -> str:

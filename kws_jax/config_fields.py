@@ -74,7 +74,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "hours": (0.0, 1_000.0),
     **dict.fromkeys(("keywords_per_hour", "speech_share", "noise_share"), _ANY),
     **dict.fromkeys(("smoothing_ms", "refractory_ms", "tolerance_ms"), (0.0, 1e9)),
-    "target_false_alarms_per_hour": _ANY,
+    "target_false_alarms_per_hour": _POSITIVE,
     "rate": _ANY,
 }
 # Of each of the numbers; the fewest and the most of them.

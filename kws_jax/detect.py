@@ -13,11 +13,13 @@ are right, and then, in lines of their own, how often keywords are missed at one
 ten false alarms an hour, and at as many as `--detection.target_false_alarms_per_hour`
 says, each keyword and all together, at which threshold (a number for `--threshold` on
 the next recording), and the errors at the threshold that was used
-(`stages.detection_records.recording_lines` names the keys).
+(`stages.detection_records.recording_lines` names the keys). Of the fields, those of
+how it listens may be given here, with a number as `--threshold`.
 """
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,22 +42,42 @@ _THRESHOLD = flags.DEFINE_string(
 )
 _GROUPS = ("data", "detection")
 _STORED = ("common", "each")
-_TARGET = "detection.target_false_alarms_per_hour"
+# Fields that say something of a recording; those of streams and clips do not.
+_CACHE = "data.cache_dir"
+_LISTENING = ("scores", "hop_ms", "smoothing_ms", "refractory_ms")
+_TOLERANCE, _TARGET = "tolerance_ms", "target_false_alarms_per_hour"
 
 
 def _define_overrides(argv: list[str]) -> None:
-    stated = command_line.value_of("threshold", argv) or "common"
-    changes = [a for a in argv if a.lstrip("-").startswith("detection.")]
-    if command_line.value_of("labels", argv):
-        # It is a rate to be told then, and changes nothing that is heard.
-        changes = [a for a in changes if not a.lstrip("-").startswith(_TARGET)]
-    if command_line.value_of("audio", argv) and changes and stated in _STORED:
-        raise UserError(
-            f"{changes[0]}: the stored threshold goes with the settings that it was "
-            "chosen for. Measure again with yours, without --audio, or give "
-            "--threshold a number."
-        )
+    if command_line.value_of("audio", argv):
+        _check_of_recording(argv)
     command_line.define_groups(argv, _GROUPS)
+
+
+def _check_of_recording(argv: list[str]) -> None:
+    """Raises UserError for the first field that would change nothing, or too much."""
+    labels = command_line.value_of("labels", argv)
+    stated = command_line.value_of("threshold", argv) or "common"
+    changes = [_CACHE, *(f"detection.{name}" for name in _LISTENING)]
+    judging = [f"detection.{name}" for name in (_TOLERANCE, _TARGET)]
+    for argument in argv:
+        given = re.match(r"--?(?:no)?((?:data|detection)\.[^=]+)", argument)
+        if not given:
+            continue
+        if given[1] not in changes + (judging if labels else []):
+            raise UserError(
+                f"{argument} says nothing of a recording. With --audio may be given "
+                f"--{', --'.join(changes)}; with --labels also "
+                f"--{' and --'.join(judging)}."
+            )
+        # It is a rate to be told, and changes nothing that is heard.
+        heard = given[1] not in (_CACHE, f"detection.{_TARGET}")
+        if heard and stated in _STORED:
+            raise UserError(
+                f"{argument}: the stored threshold goes with the settings that it was "
+                "chosen for. Measure again with yours, without --audio, or give "
+                "--threshold a number."
+            )
 
 
 def main(argv: list[str]) -> None:

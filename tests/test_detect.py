@@ -13,6 +13,7 @@ from test_end_to_end import KEYWORDS, WORDS, write_words
 
 from configs import tc_resnet
 from kws_jax import command_line, detect, experiment, measuring
+from kws_jax import config as configs
 from kws_jax.data.corpus import TEST
 from kws_jax.data.rooms import RoomBank
 from kws_jax.errors import UserError
@@ -163,9 +164,15 @@ def test_settings_that_do_not_go_are_found_before_training(made):
         detection.check(bad)
     config.detection.final_test = False
     detection.check(bad)
-    config.detection.update(speech_share=0.3, target_false_alarms_per_hour=-1.0)
-    with pytest.raises(UserError, match="target_false_alarms_per_hour = -1"):
-        detection.plan(bad)
+
+
+def test_a_rate_below_none_is_refused_before_anything_is_heard(made):
+    config = made[0].config.copy_and_resolve_references()
+    config.detection.target_false_alarms_per_hour = 0.0
+    configs.check(config)
+    config.detection.target_false_alarms_per_hour = -1.0
+    with pytest.raises(UserError, match=r"per_hour = -1\.0: give a number from 0"):
+        configs.check(config)
 
 
 def test_gaps_without_background_are_found_before_training(made):
@@ -502,6 +509,25 @@ def test_a_report_without_detection_has_no_such_section(made, workdir):
     assert 'id="detection"' not in (workdir / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    "ignored",
+    [
+        "--data.dir=clips",
+        "--detection.hours=2",
+        "-detection.keywords_per_hour=9",
+        "--nodetection.final_test",
+        "--detection.target_false_alarms_per_hour=5",
+        "--detection.tolerance_ms=5",
+    ],
+)
+@pytest.mark.parametrize("threshold", ["--threshold=0.5", "--threshold=each"])
+def test_what_a_recording_does_not_know_is_refused(workdir, ignored, threshold):
+    argv = [f"--workdir={workdir}", "--audio=a.wav", threshold, ignored]
+    with pytest.raises(UserError, match=r"With --audio may be given .*hop_ms") as told:
+        detect._define_overrides(argv)
+    assert str(told.value).startswith(f"{ignored} says nothing of a recording.")
+
+
 def test_flags_that_do_not_go_together_are_told(workdir, monkeypatch):
     def define(*arguments):
         detect._define_overrides([f"--workdir={workdir}", *arguments])
@@ -509,8 +535,6 @@ def test_flags_that_do_not_go_together_are_told(workdir, monkeypatch):
     with pytest.raises(UserError, match="the stored threshold goes with the settings"):
         define("--audio=a.wav", "--detection.hop_ms=50")
     wanted = "--detection.target_false_alarms_per_hour=5"
-    with pytest.raises(UserError, match="the stored threshold goes with the settings"):
-        define("--audio=a.wav", wanted)
     with pytest.raises(
         UserError, match=r"--detection\.hop_ms=50: the stored threshold"
     ):
@@ -518,6 +542,8 @@ def test_flags_that_do_not_go_together_are_told(workdir, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(command_line, "define_groups", lambda argv, groups: None)
         define("--audio=a.wav", "--labels=a.csv", wanted)
+        define("--audio=a.wav", "--threshold=0.5", "--detection.hop_ms=50")
+        define("--audio=a.wav", "--data.cache_dir=here")
     with pytest.raises(UserError, match=r"has no field 'hop'; did you mean 'hop_ms'"):
         define("--detection.hop=50")
     with pytest.raises(UserError, match=r"here is --data\.FIELD=VALUE and --detection"):

@@ -60,11 +60,6 @@ def plan(parts: Parts) -> list[Listening]:
             "Detection is measured by one process: set config.detection.final_test to "
             "False, and run kws_jax.detect on the workdir."
         )
-    target = config.target_false_alarms_per_hour
-    if not 0 <= target < np.inf:
-        raise UserError(
-            f"config.detection.target_false_alarms_per_hour = {target}: give 0 or more."
-        )
     listeners.windows_rule(parts.config)
     listeners.check(parts)
     names = [field.name for field in dataclasses.fields(StreamSettings)]

@@ -5,10 +5,11 @@ standard deviation over the seeds; so are the seeds of a workdir with `config.se
 With `--baseline=W`, the row of workdir W is what the others are compared with, by a
 paired bootstrap over the test clips (each clip's share of right answers over the
 seeds). Rows of one network and search method, that differ in another setting, are told
-apart by the folder named first. Prints Markdown. `--noise` adds a table for each kind
-of noise, near and far, with a column for each SNR. `--plot=FILE.html` also draws
-accuracy against parameters, the area of a dot being the multiply-accumulates, and
-against the SNR.
+apart by the folder named first. Keywords missed in continuous audio are marked where it
+was made of other streams than those of the baseline, or else of the first row. Prints
+Markdown. `--noise` adds a table for each kind of noise, near and far, with a column for
+each SNR. `--plot=FILE.html` also draws accuracy against parameters, the area of a dot
+being the multiply-accumulates, and against the SNR.
 """
 
 from pathlib import Path
@@ -42,8 +43,9 @@ def main(argv: list[str]) -> None:
         if baseline is None:
             raise UserError(f"--baseline={_BASELINE.value} is not among the workdirs.")
     print(tables.overview(rows, baseline))
-    if told := tables.levels(rows):
-        print("\n" + told)
+    for told in (tables.levels(rows), tables.other_streams(rows, baseline)):
+        if told:
+            print("\n" + told)
     if _NOISE.value:
         noise = tables.in_noise(rows, baseline)
         print("\n" + (noise or "None of them was tested in noise."))

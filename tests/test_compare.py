@@ -104,6 +104,66 @@ def test_of_what_some_seeds_have_it_is_told_how_many(tmp_path):
     assert told["clean, % (sd)"] == "90.00 (0.00)"
 
 
+def listen(run, *, hours=1.0, noise="there", clips="these", old=False):
+    """Says in a workdir on which streams its detection was measured."""
+    words = {"detection.hours": hours, "detection.seed": 4321}
+    same = {"rule": {"tolerance_ms": 250.0}, "thresholds": {}}
+    streams = [
+        {"split": split, "condition": "clean", "keywords": round(number * hours)}
+        for split, number in (("validation", 500), ("test", 600))
+    ]
+    measured_on = {"clips": clips, "dir": str(run), "tolerance_ms": 250.0}
+    measured_on |= {"words": words, "noise": {"data.noise_unseen": noise}}
+    told = same | {"streams": streams} | ({} if old else {"measured_on": measured_on})
+    (run / "detection.json").write_text(json.dumps(told))
+
+
+def missed(rows, baseline=None):
+    lines = tables.overview(rows, baseline).splitlines()
+    number = cells(lines[0]).index("missed at 1 FA/h, % (sd)")
+    return [cells(line)[number] for line in lines[2:]]
+
+
+def test_what_was_missed_on_other_streams_is_marked(tmp_path):
+    names = ("tc_resnet8", "tc_resnet14", "res15", "tenet6", "tenet12", "conv_mixer")
+    runs = [make_run(tmp_path / n, seed=0, network=n) for n in names]
+    for run, how in zip(
+        runs,
+        (
+            {},
+            {"hours": 2.0},
+            {"clips": "others"},
+            {"noise": "here"},
+            {"old": True},
+            {"old": True, "hours": 2.0},
+        ),
+    ):
+        listen(run, **how)
+    rows = read_rows(runs)
+    marked = "25.00, other streams"
+    # What is heard in noise is not clean; a former version knew how many were said.
+    assert missed(rows) == ["25.00", marked, marked, "25.00", "25.00", marked]
+    told = tables.other_streams(rows, None)
+    assert told.startswith("Missed: “other streams” are not those of tc_resnet8 ×1.5")
+    assert missed(rows, rows[1]) == [marked, "25.00"] + 3 * [marked] + ["25.00"]
+    assert "those of tc_resnet14" in tables.other_streams(rows, rows[1])
+    alike = [rows[0], rows[3]]
+    assert tables.other_streams(alike, None) == ""
+
+
+def test_seeds_on_streams_of_their_own_have_no_mean(tmp_path):
+    runs = [make_run(tmp_path / f"{seed}", seed=seed) for seed in (0, 1, 2)]
+    for run, hours in zip(runs, (1.0, 1.0, 2.0)):
+        listen(run, hours=hours)
+    assert missed(read_rows(runs[:2])) == ["25.00 (0.00)"]
+    assert missed(read_rows(runs)) == ["other streams"]
+    assert "not the same for all seeds" in tables.other_streams(read_rows(runs), None)
+    # Where no workdir tells of streams, there is nothing to be told apart.
+    for run in runs:
+        (run / "detection.json").unlink()
+    assert missed(read_rows(runs)) == ["25.00 (0.00)"]
+
+
 def test_a_test_of_a_network_whose_size_nobody_kept_has_none(tmp_path):
     runs = [
         make_run(tmp_path / "a", seed=0),

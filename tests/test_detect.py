@@ -140,6 +140,32 @@ def test_a_network_that_hears_everything_misses_nothing(measured):
             assert 1 >= curve["threshold@1fa/h"] >= curve["threshold@10fa/h"] > 0
 
 
+def test_what_was_measured_on_is_kept(made, workdir):
+    """Whatever shapes the streams, and the clips; nothing of how it is listened to."""
+    parts, _ = made
+    config = parts.config.copy_and_resolve_references()
+    before = detection._measured_on(parts)
+    assert before["clips"] == parts.clips
+    assert before["words"]["detection.hours"] == 0.02
+    changes = (
+        ("words", "detection", {"keywords_per_hour": 400.0}),
+        ("words", "detection", {"speech_share": 0.5, "seed": 1}),
+        ("words", "data", {"unheard_words": "tree"}),
+        ("noise", "data", {"noise_unseen": "elsewhere"}),
+        ("noise", "detection", {"snr_db": (5.0,)}),
+        ("rooms", "data", {"rooms": "simulated"}),
+        (None, "detection", {"hop_ms": 50.0, "target_false_alarms_per_hour": 3.0}),
+        (None, "data", {"seed": 7, "threads": 1, "cache_dir": "elsewhere"}),
+    )
+    for what, group, fields in changes:
+        changed = config.copy_and_resolve_references()
+        changed[group].update(fields)
+        after = detection._measured_on(dataclasses.replace(parts, config=changed))
+        assert {n for n in before if before[n] != after[n]} == {what} - {None}
+    detection.measure(parts, workdir, Console(quiet=True))
+    assert detection.load(workdir)["measured_on"] == before
+
+
 def test_a_word_that_is_never_heard_is_missed_and_the_others_are_not(
     made, workdir, monkeypatch
 ):

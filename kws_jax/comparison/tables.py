@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 
+from kws_jax.comparison import streams
 from kws_jax.comparison.rows import OtherClipsError, Row
 
 _HEADS = (
@@ -27,6 +28,8 @@ _HEADS = (
     "train, min",
 )
 _NOTHING = "–"
+_OTHER_STREAMS = "other streams"
+_MISSED = ("frr@1fa/h", "frr@10fa/h")
 # The values of some runs -> what a cell says of them.
 Show = Callable[[list[float]], str]
 NOTE = (
@@ -42,9 +45,11 @@ def overview(rows: Sequence[Row], baseline: Row | None) -> str:
     noise; missed are the keywords of the clean test stream, where `detection` was
     measured, and taken for keywords are words that training was kept from, with the
     interval of `Row.interval_over_words`. What only some of the runs have is the mean
-    of these, whose number stands behind it.
+    of these, whose number stands behind it. What was missed on other streams than those
+    of the baseline, or else of the first row, is marked, and of seeds on streams of
+    their own there is no mean.
     """
-    lines = [_cells(row, rows) for row in rows]
+    lines = [_cells(row, rows, baseline) for row in rows]
     kept = [i for i, _ in enumerate(_HEADS) if any(c[i] != _NOTHING for c in lines)]
     heads = [_HEADS[i] for i in kept]
     cells = [[line[i] for i in kept] for line in lines]
@@ -63,6 +68,23 @@ def levels(rows: Sequence[Row]) -> str:
         told.setdefault(", ".join(names) or "none that all rows share", []).append(kind)
     each = [f"{' and '.join(kinds)} at {names}" for names, kinds in told.items()]
     return f"Means in noise: {'; '.join(each)}." if each else ""
+
+
+def other_streams(rows: Sequence[Row], baseline: Row | None) -> str:
+    """What the mark in `overview` means; '' where there is none."""
+    marked = [
+        row
+        for row in rows
+        for metric in _MISSED
+        if _OTHER_STREAMS in _missed(row, rows, baseline, metric)
+    ]
+    if not marked:
+        return ""
+    first = streams.first_known(rows, baseline)
+    return (
+        f"Missed: “{_OTHER_STREAMS}” are not those of {first.name}, or not the same "
+        "for all seeds; figures on them are not to be compared."
+    )
 
 
 def in_noise(rows: Sequence[Row], baseline: Row | None) -> str:
@@ -120,7 +142,7 @@ def _means(row: Row, conditions: Sequence[str]) -> list[float]:
     return [statistics.fmean(values) for values in zip(*each, strict=True)]
 
 
-def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
+def _cells(row: Row, rows: Sequence[Row], baseline: Row | None) -> list[str]:
     def in_noise(kind: str) -> str:
         return _of_runs(row, _means(row, _shared(rows, kind)), _percent)
 
@@ -137,8 +159,7 @@ def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
         shown("accuracy", _percent, "far clean"),
         in_noise("far seen"),
         in_noise("far unseen"),
-        shown("frr@1fa/h", _spread),
-        shown("frr@10fa/h", _spread),
+        *(_missed(row, rows, baseline, metric) for metric in _MISSED),
         _over_words(row, "false_accept/unheard"),
         _over_words(row, "false_accept/unheard_rare"),
         shown("parameters", lambda v: f"{statistics.fmean(v):,.0f}"),
@@ -156,6 +177,16 @@ def _of_runs(row: Row, values: list[float], show: Show) -> str:
         return _NOTHING
     few = len(values) < len(row.runs)
     return show(values) + (f" ({len(values)} of {len(row.runs)})" if few else "")
+
+
+def _missed(row: Row, rows: Sequence[Row], baseline: Row | None, metric: str) -> str:
+    shown = _of_runs(row, row.values(metric), _spread)
+    if shown == _NOTHING:
+        return shown
+    if streams.differ(row, row):
+        return _OTHER_STREAMS
+    first = streams.first_known(rows, baseline)
+    return shown + (f", {_OTHER_STREAMS}" if streams.differ(row, first) else "")
 
 
 def _percent(values: list[float]) -> str:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from kws_jax import config as configs
 from kws_jax import together
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import TEST, VALIDATION, Split
@@ -39,6 +40,23 @@ from kws_jax.stages.listeners import Listener
 from kws_jax.training.checkpoints import write_json
 
 FILE = "detection.json"
+# What of the config shapes streams: their words and gaps, what is heard under them, and
+# how they sound far away. Fields, or groups of them.
+_SHAPING = {
+    "words": (
+        *(f"data.{name}" for name in ("source", "protocol", "keywords", "task_seed")),
+        *("data.unheard_words", "data.validation_fraction", "data.test_fraction"),
+        *(f"detection.{field.name}" for field in dataclasses.fields(StreamSettings)),
+    ),
+    "noise": (
+        *("data.noise_seen", "data.noise_unseen", "data.noise_test_fraction"),
+        *("data.noise_hours", "detection.snr_db"),
+    ),
+    "rooms": (
+        *("data.rooms", "data.rooms_test_fraction", "data.simulated_rooms"),
+        "evaluation.seed",
+    ),
+}
 _METRICS = ("frr@", "false_alarms_per_hour")
 
 
@@ -147,12 +165,36 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
         "target_false_alarms_per_hour": target,
         "threshold": thresholds.pop(""),
         "thresholds": thresholds,
+        "measured_on": _measured_on(parts),
         "streams": told,
         "rows": rows,
     }
     if together.is_first():
         write_json(folder / FILE, kept)
     return rows
+
+
+def _measured_on(parts: Parts) -> dict[str, Any]:
+    """What tells streams from others, for JSON: `compare` looks at it.
+
+    The fingerprint of the clips, where they lie, how far from a word it counts as
+    found, and the fields of `_SHAPING`.
+    """
+    config = parts.config
+    fields = configs.fields(config)
+    return {
+        "clips": parts.clips,
+        "dir": config.data.dir,
+        "tolerance_ms": config.detection.tolerance_ms,
+        **{
+            what: {
+                field: value
+                for field, value in fields.items()
+                if any(f"{field}.".startswith(f"{name}.") for name in names)
+            }
+            for what, names in _SHAPING.items()
+        },
+    }
 
 
 def final_test(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]]:

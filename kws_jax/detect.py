@@ -15,8 +15,13 @@ says, each keyword and all together, at which threshold (a number for `--thresho
 the next recording), and the errors at the threshold that was used
 (`stages.detection_records.recording_lines` names the keys). Of the fields, those of
 how it listens may be given here, with a number as `--threshold`.
+
+With `--keep_thresholds` too, those for the wanted false alarms become the workdir's,
+for `--threshold=common`, `--threshold=each` and exports, and a last line tells them; a
+keyword that the recording does not say has that of all together.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -39,6 +44,12 @@ _THRESHOLD = flags.DEFINE_string(
     "common",
     "With --audio: 'common' (the workdir's, at which all keywords together make the "
     "wanted false alarms), 'each' (at which each keyword alone does), or a number.",
+)
+_KEEP = flags.DEFINE_bool(
+    "keep_thresholds",
+    False,
+    "With --labels: make the thresholds for the wanted false alarms, chosen on this "
+    "recording, those of the workdir.",
 )
 _GROUPS = ("data", "detection")
 _STORED = ("common", "each")
@@ -84,6 +95,12 @@ def main(argv: list[str]) -> None:
     """Checks the flags, then measures or listens."""
     if not _AUDIO.value and (_LABELS.value or _THRESHOLD.value != "common"):
         raise UserError("--labels and --threshold go with --audio=FILE; give that too.")
+    if _KEEP.value and not (_AUDIO.value and _LABELS.value):
+        raise UserError(
+            "--keep_thresholds chooses them on a recording whose words are known: give "
+            "--audio=FILE and --labels=FILE too. Those of validation clips are kept "
+            "without any of the three."
+        )
     config, folder = command_line.stored_experiment(argv, _WORKDIR.value, _GROUPS)
     logging.set_verbosity(logging.ERROR)
     if not _AUDIO.value:
@@ -91,42 +108,89 @@ def main(argv: list[str]) -> None:
 
         measuring.detect(config, folder)
         return
-    answers = listen(config, folder, _AUDIO.value, _LABELS.value, _THRESHOLD.value)
+    answers = listen(
+        config,
+        folder,
+        _AUDIO.value,
+        _LABELS.value,
+        _THRESHOLD.value,
+        keep=_KEEP.value,
+    )
     for answer in answers:
         print(json.dumps(answer), flush=True)
 
 
 def listen(
-    config: ConfigDict, folder: Path, audio: str, labels: str, threshold: str
+    config: ConfigDict,
+    folder: Path,
+    audio: str,
+    labels: str,
+    threshold: str,
+    *,
+    keep: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """The keywords in a recording, in order of time; then, with labels, the errors.
 
-    What stands in each is told at the top of this module.
+    What stands in each is told at the top of this module. With `keep`, which wants
+    labels, the thresholds chosen here become those of the workdir.
 
     Raises:
       UserError: for a recording, labels or a threshold that cannot be used.
     """
+    from kws_jax.training.workdir_lock import WorkdirLock
+
+    with WorkdirLock(folder) if keep else contextlib.nullcontext():
+        yield from _listen(config, folder, audio, labels, threshold, keep)
+
+
+def _listen(
+    config: ConfigDict,
+    folder: Path,
+    audio: str,
+    labels: str,
+    threshold: str,
+    keep: bool,
+) -> Iterator[dict[str, Any]]:
     from kws_jax.data.audio_files import audio_blocks, seconds_of
     from kws_jax.data.time_labels import read_spoken
     from kws_jax.evaluation import det_curve
     from kws_jax.evaluation import detection as counting
     from kws_jax.parts import load_setup
+    from kws_jax.stages import detection, dispatch, listeners, own_thresholds
     from kws_jax.stages import detection_records as records
-    from kws_jax.stages import dispatch, listeners
 
     setup = dataclasses.replace(load_setup(folder), config=config)
-    network = dispatch.finished_network(setup, folder)
-    thresholds, scores, rule = chosen_thresholds(setup, network, folder, threshold)
-    listener = listeners.create_listener(setup, network, scores, rule)
+    target = config.detection.target_false_alarms_per_hour
     seconds = seconds_of(audio)
+    recording = own_thresholds.Recording(Path(audio).name, seconds / 3600)
+    if keep:
+        own_thresholds.check(recording, target)
     spoken = None
     if labels:
         spoken = read_spoken(
             Path(labels), seconds=seconds, labels=setup.labels, keywords=setup.keywords
         )
+    network = dispatch.finished_network(setup, folder)
+    # Where the workdir has none yet, those that are chosen here are used at once.
+    fresh = keep and threshold in _STORED and not (folder / detection.FILE).exists()
+    if fresh:
+        thresholds: dict[str, float] = {}
+        scores = listeners.scores_of(setup, network)
+        rule = listeners.rule_of(setup, network, scores)
+    else:
+        thresholds, scores, rule = chosen_thresholds(setup, network, folder, threshold)
+    listener = listeners.create_listener(setup, network, scores, rule)
     heard = listener.hear(audio_blocks(audio))
     # Windows end up to a hop before the recording does: its own length counts.
-    heard = dataclasses.replace(heard, hours=seconds / 3600)
+    heard = dataclasses.replace(heard, hours=recording.hours)
+    rates = sorted({*records.RATES, target})
+    curves, chosen = {}, {}
+    if spoken is not None:
+        curves = det_curve.curves(heard, spoken, rule, max(rates))
+        chosen = detection.choose(curves, target)
+    if fresh:
+        one = dict.fromkeys(setup.keywords, chosen[""])
+        thresholds = one if threshold == "common" else chosen
     events = counting.events(heard, spoken, thresholds, rule)
     for event in events:
         told = {
@@ -136,12 +200,16 @@ def listen(
         }
         yield told if spoken is None else told | {"right": event.right}
     if spoken is not None:
-        target = config.detection.target_false_alarms_per_hour
-        rates = sorted({*records.RATES, target})
-        curves = det_curve.curves(heard, spoken, rule, max(rates))
         right = sum(event.right for event in events)
         errors = (curves[""].references - right, len(events) - right)
         yield from records.recording_lines(curves, errors, rates)
+    if keep:
+        own_thresholds.keep(
+            folder, recording, chosen, target=target, scores=scores, rule=rule
+        )
+        kept = detection.load(folder)
+        told_of = ("target_false_alarms_per_hour", "threshold", "thresholds")
+        yield {"kept": {name: kept[name] for name in told_of}}
 
 
 def chosen_thresholds(

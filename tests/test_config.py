@@ -423,6 +423,8 @@ runpy.run_module(program, run_name="__main__")
         ("predict", ["--workdir=configs"], "at least one audio file"),
         ("detect", ["--workdir=configs"], "--workdir=configs holds no experiment"),
         ("detect", ["--audio=x.wav"], "--workdir=DIR"),
+        ("detect", ["--keep_thresholds"], "give --audio=FILE and --labels=FILE too"),
+        ("detect", ["--keep_thresholds", "--audio=x.wav"], "and --labels=FILE too"),
     ],
 )
 def test_programs_end_with_one_message_and_without_jax(program, arguments, message):

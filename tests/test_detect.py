@@ -25,6 +25,7 @@ from kws_jax.report.terminal import print_detection
 from kws_jax.report.workdir import read_run
 from kws_jax.stages import detection, dispatch, runner
 from kws_jax.stages.detection_records import recording_lines
+from kws_jax.training.workdir_lock import WorkdirLock
 
 RATE = 16_000
 
@@ -533,6 +534,133 @@ def test_a_report_without_detection_has_no_such_section(made, workdir):
     write_report(workdir)
     assert read_run(workdir).detection is None
     assert 'id="detection"' not in (workdir / "report.html").read_text()
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A recording of 400 s with its words, as arguments: ten an hour are one alarm.
+
+    "up" is said twice and once only resembles it, less clearly than the first and more
+    so than the second; "stop" is said clearly, "down" not at all.
+    """
+    path, times = tmp_path / "mine" / "long.wav", tmp_path / "times.csv"
+    path.parent.mkdir()
+    tones = [("up", 10.5, 0.4), ("up", 50.5, 0.35), ("up", 30.5, 0.3)]
+    write_tones(path, 400, [*tones, ("stop", 70.5, 0.4)])
+    times.write_text("10,11,up\n30,31,up\n70,71,stop\n")
+    return str(path), str(times)
+
+
+def wanting(parts, target):
+    config = parts.config.copy_and_resolve_references()
+    config.detection.target_false_alarms_per_hour = target
+    return config
+
+
+def heard_by(config, workdir, own, threshold):
+    """How many events in a recording are right, and how many are wrong."""
+    events = detect.listen(config, workdir, *own, threshold)
+    right = [event["right"] for event in events if "right" in event]
+    return right.count(True), right.count(False)
+
+
+def without(settings, *names):
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_thresholds_of_ones_own_recording_become_the_workdirs(
+    made, workdir, measured, own, old
+):
+    rows, before = measured[0], detection.load(measured[1])
+    if old:  # as a former version kept it
+        before = without(before, "chosen_on", "measured_on", "scores")
+        names = ("threshold", "scores", "rule")
+        before["streams"] = [without(s, *names) for s in before["streams"]]
+    (workdir / "detection.json").write_text(json.dumps(before))
+    (workdir / "results.json").write_text(json.dumps(rows))
+    config = wanting(made[0], 10.0)
+    *_, errors, last = detect.listen(config, workdir, *own, "each", keep=True)
+    kept = detection.load(workdir)
+    common, each = kept["threshold"], kept["thresholds"]
+    assert last == {
+        "kept": {
+            "target_false_alarms_per_hour": 10.0,
+            "threshold": common,
+            "thresholds": each,
+        }
+    }
+    assert common == errors["threshold@10fa/h"] != before["threshold"]
+    # What is never said has the threshold of all.
+    assert each["down"] == common
+    assert kept["chosen_on"] == {"recording": "long.wav", "hours": 400 / 3600}
+    # At the stored thresholds one false alarm is made, and nothing missed.
+    assert heard_by(config, workdir, own, "common") == (3, 1)
+    assert heard_by(config, workdir, own, "each") == (3, 1)
+    # Streams are as they were measured, and say at which threshold.
+    for stream, former in zip(kept["streams"], before["streams"], strict=True):
+        measured_with = {name: before[name] for name in ("threshold", "rule")}
+        assert stream == former | measured_with | {"scores": "windows"}
+    named = ("frr@threshold", "false_alarms_per_hour")
+    others = [row for row in rows if row["metric"] not in named]
+    assert kept["rows"] == json.loads((workdir / "results.json").read_text()) == others
+    page = (workdir / "report.html").read_text()
+    section = page[page.index('id="detection"') :]
+    told = f"The threshold {common:.4g} was chosen on the recording long.wav (0.111 h)"
+    assert told in section
+    assert f"Streams were measured before, at {before['threshold']:.4g}:" in section
+    assert section.count(f"<td>{before['threshold']:.4g}</td>") == len(kept["streams"])
+    assert f"<td>{common:.4g}</td>" not in section
+
+
+def test_a_measurement_tells_whose_thresholds_it_replaces(made, workdir, own, capsys):
+    list(detect.listen(wanting(made[0], 10.0), workdir, *own, "0.7", keep=True))
+    rows = detection.measure(made[0], workdir, Console())
+    told = " ".join(capsys.readouterr().out.split())
+    assert "take the place of those chosen on long.wav" in told
+    kept = detection.load(workdir)
+    assert kept["chosen_on"] == {"streams": "validation", "hours": 0.02}
+    (workdir / "results.json").write_text(json.dumps(rows))
+    page = write_report(workdir).read_text()
+    assert f"{kept['threshold']:.4g} was chosen on validation clips, to keep" in page
+    assert "with a window of a second" in page
+    assert "With it:" in page
+
+
+@pytest.mark.parametrize("threshold", ["common", "each", "0.7"])
+def test_a_workdir_without_thresholds_gets_its_first(made, workdir, own, threshold):
+    config = wanting(made[0], 10.0)
+    told = list(detect.listen(config, workdir, *own, threshold, keep=True))
+    kept = detection.load(workdir)
+    right = [line["right"] for line in told if "right" in line]
+    assert (right.count(True), right.count(False)) == (3, 1)
+    assert told[-1]["kept"]["threshold"] == kept["threshold"]
+    assert kept["streams"] == kept["rows"] == []
+    assert kept["rule"]["hop_ms"] == config.detection.hop_ms
+    assert detection.final_test(made[0], workdir, Console(quiet=True)) == []
+    page = (workdir / "report.html").read_text()
+    section = page[page.index('id="detection"') :]
+    assert "was chosen on the recording long.wav" in section
+    assert "With it" not in section
+
+
+def test_a_recording_too_short_for_the_wanted_rate_keeps_nothing(made, workdir, own):
+    """400 s at one an hour are a ninth of an alarm; none at all can be wanted."""
+    with pytest.raises(
+        UserError, match=r"long\.wav \(0\.111 h\) at most 1 false alarm"
+    ):
+        list(detect.listen(wanting(made[0], 1.0), workdir, *own, "0.7", keep=True))
+    assert not (workdir / detection.FILE).exists()
+    list(detect.listen(wanting(made[0], 0.0), workdir, *own, "0.7", keep=True))
+    # As loud as the false alarm, which is above one of them, "up" is not heard.
+    assert heard_by(made[0].config, workdir, own, "common") == (2, 0)
+
+
+def test_a_threshold_is_not_kept_while_another_run_is_at_work(made, workdir, own):
+    config = wanting(made[0], 10.0)
+    told = detect.listen(config, workdir, *own, "0.7", keep=True)
+    with WorkdirLock(workdir), pytest.raises(UserError, match="Another run is at work"):
+        next(told)
 
 
 @pytest.mark.parametrize(

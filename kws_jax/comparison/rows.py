@@ -122,10 +122,7 @@ class Row:
         }
 
     def seconds(self, *, searching: bool) -> list[float]:
-        """Time of the stages that search, or of all others together.
-
-        Of each run that tells of some.
-        """
+        """Time of the stages that search, or of all others, in each run that tells."""
         totals = []
         for run in self.runs:
             searches = {
@@ -133,10 +130,8 @@ class Row:
                 for stage in run.config["stages"]
                 if stage["kind"] in _SEARCHES
             }
-            told = run.seconds()
-            totals.append(
-                sum(m.value for m in told if (m.stage in searches) == searching)
-            )
+            told = (m for m in run.seconds() if (m.stage in searches) == searching)
+            totals.append(sum(m.value for m in told))
         return [total for total in totals if total]
 
     def holds(self, folder: Path) -> bool:
@@ -226,13 +221,11 @@ def read_rows(workdirs: Sequence[Path]) -> list[Row]:
 def folders_of(workdirs: Sequence[Path], flag: str = "") -> Iterator[tuple[Path, Path]]:
     """Each workdir with that of its network, or in turn of its seeds' networks.
 
-    None twice, however often and however it is named. Messages name what was given
-    after `flag`, such as "--baseline=".
+    None twice, however often and however it is named. They were given after `flag`.
     """
     seen = set()
     for named in workdirs:
-        config = configs.load_workdir(named, flag)
-        for folder in configs.seed_folders(config, named):
+        for folder in configs.seed_folders(configs.load_workdir(named, flag), named):
             if place_of(folder) not in seen:
                 seen.add(place_of(folder))
                 yield named, folder

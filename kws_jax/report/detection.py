@@ -12,6 +12,7 @@ _HEADS = (
     "stream",
     "hours",
     "keywords",
+    "at the threshold",
     "missed",
     "false alarms an hour",
     "95 % interval",
@@ -45,7 +46,7 @@ def section(run: Run) -> Markup | None:
             tag("p", note, class_="note") if far else None,
             _det(far, ", far") if far else None,
             _threshold_note(run.detection),
-            _table(streams),
+            _table(run.detection) if streams else None,
         ]
     )
 
@@ -135,9 +136,36 @@ def _spread(
 
 
 def _threshold_note(detection: Mapping[str, Any]) -> Markup:
-    rule = detection["rule"]
-    target = detection["target_false_alarms_per_hour"]
-    if detection.get("scores") == "frames":
+    told = (
+        f"The threshold {detection['threshold']:.4g} was chosen on "
+        f"{_chosen_on(detection)}, to keep false alarms at or below "
+        f"{detection['target_false_alarms_per_hour']:g} an hour, with "
+        f"{_listening(detection)}."
+    )
+    for stream in detection["streams"][:1]:
+        # All were measured together, perhaps before this threshold was chosen.
+        measured = {**detection, **stream}
+        now, then = _listening(detection), _listening(measured)
+        if (measured["threshold"], then) == (detection["threshold"], now):
+            told += " With it:"
+            continue
+        told += f" Streams were measured before, at {measured['threshold']:.4g}"
+        told += ":" if then == now else f", with {then}:"
+    return tag("p", told, class_="note")
+
+
+def _chosen_on(detection: Mapping[str, Any]) -> str:
+    # Versions that did not say it knew validation clips alone.
+    chosen_on = detection.get("chosen_on", {})
+    if "recording" not in chosen_on:
+        return "validation clips"
+    return f"the recording {chosen_on['recording']} ({chosen_on['hours']:.3g} h)"
+
+
+def _listening(heard_with: Mapping[str, Any]) -> str:
+    """How a network listened: which scores, and how they became reports."""
+    rule = heard_with["rule"]
+    if heard_with.get("scores") == "frames":
         how = (
             "the network's own score of a keyword at each frame at which it may end, "
             f"every {rule['hop_ms']:g} ms"
@@ -147,17 +175,14 @@ def _threshold_note(detection: Mapping[str, Any]) -> Markup:
             f"a window of a second every {rule['hop_ms']:g} ms, probabilities averaged "
             f"over {rule['smoothing_ms']:g} ms"
         )
-    told = (
-        f"The threshold {detection['threshold']:.4g} was chosen on validation clips, "
-        f"to keep false alarms at or below {target:g} an hour, with {how}, and at most "
-        f"one report of a keyword in {rule['refractory_ms']:g} ms. With it:"
-    )
-    return tag("p", told, class_="note")
+    return f"{how}, and at most one report of a keyword in {rule['refractory_ms']:g} ms"
 
 
-def _table(streams: Sequence[Mapping[str, Any]]) -> Markup:
+def _table(detection: Mapping[str, Any]) -> Markup:
     head = tag("tr", join(tag("th", name, scope="col") for name in _HEADS))
-    body = join(_row(stream) for stream in streams)
+    # Streams of versions that had one threshold for all do not say it themselves.
+    same = {"threshold": detection["threshold"]}
+    body = join(_row(same | stream) for stream in detection["streams"])
     table = tag("table", tag("thead", head), tag("tbody", body), class_="results")
     return tag("div", table, class_="scroll")
 
@@ -167,6 +192,7 @@ def _row(stream: Mapping[str, Any]) -> Markup:
         f"{stream['split']}, {stream['condition']}",
         f"{stream['hours']:.3g}",
         text.count(stream["keywords"]),
+        f"{stream['threshold']:.4g}",
         f"{text.count(stream['false_rejects'])} "
         f"({text.percent(stream['false_reject_rate'])})",
     )

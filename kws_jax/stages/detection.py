@@ -8,6 +8,7 @@ microphone: each word through one of the rooms, the gaps and the noise as they w
 is kept in `detection.json`.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
@@ -31,6 +32,7 @@ from kws_jax.data.stream import (
 )
 from kws_jax.errors import UserError
 from kws_jax.evaluation import det_curve, detection
+from kws_jax.evaluation.det_curve import Curve
 from kws_jax.evaluation.detection import Heard
 from kws_jax.evaluation.testing import noise_conditions
 from kws_jax.parts import Parts
@@ -58,6 +60,8 @@ _SHAPING = {
     ),
 }
 _METRICS = ("frr@", "false_alarms_per_hour")
+# Of rows that were measured at the workdir's threshold.
+AT_THRESHOLD = ("frr@threshold", "false_alarms_per_hour")
 
 
 def check(parts: Parts) -> None:
@@ -149,14 +153,17 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
         spoken = listening.stream.spoken(parts.keywords)
         curves = det_curve.curves(heard, spoken, rule, max(*RATES, target))
         if not thresholds:
-            thresholds = {
-                w: float(c.thresholds[c.at(target)]) for w, c in curves.items()
-            }
+            thresholds = choose(curves, target)
         common = dict.fromkeys(parts.keywords, thresholds[""])
+        heard_with = {
+            "threshold": thresholds[""],
+            "scores": scores,
+            "rule": dataclasses.asdict(rule),
+        }
         events = detection.events(heard, spoken, common, rule)
         right = sum(event.right for event in events)
         errors = (curves[""].references - right, len(events) - right)
-        told.append(describe(listening, curves, errors))
+        told.append(describe(listening, curves, errors) | heard_with)
         rows += rows_of(stage, listening, curves, errors)
     kept = {
         "keywords": parts.keywords,
@@ -165,13 +172,41 @@ def measure(parts: Parts, folder: Path, console: Console) -> list[dict[str, Any]
         "target_false_alarms_per_hour": target,
         "threshold": thresholds.pop(""),
         "thresholds": thresholds,
+        "chosen_on": {"streams": VALIDATION, "hours": listenings[0].stream.hours},
         "measured_on": _measured_on(parts),
         "streams": told,
         "rows": rows,
     }
     if together.is_first():
+        _tell_replaced(folder, console)
         write_json(folder / FILE, kept)
     return rows
+
+
+def choose(curves: Mapping[str, Curve], target: float) -> dict[str, float]:
+    """The threshold for `target` false alarms an hour of each curve, by its key.
+
+    A keyword that is never said has that of all together, under "": nothing tells how
+    clearly it is heard.
+    """
+    pooled = curves[""]
+    told = {word: c if c.references else pooled for word, c in curves.items()}
+    return {word: float(c.thresholds[c.at(target)]) for word, c in told.items()}
+
+
+def _tell_replaced(folder: Path, console: Console) -> None:
+    """Says so where thresholds of a recording of one's own are about to go."""
+    former = {}
+    # What is damaged is replaced, too.
+    with contextlib.suppress(UserError):
+        former = load(folder) if (folder / FILE).exists() else {}
+    recording = former.get("chosen_on", {}).get("recording")
+    if recording:
+        console.print(
+            "Detection: thresholds of validation clips take the place of those chosen "
+            f"on {recording}",
+            markup=False,
+        )
 
 
 def _measured_on(parts: Parts) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Quantisation of whole networks, of every family in the registry."""
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -13,6 +14,7 @@ from network_values import QUICK, random_variables
 from kws_jax.errors import UserError
 from kws_jax.models import conv_mixer, registry, res15, tc_resnet
 from kws_jax.models.acoustic_dnn import AcousticDNN
+from kws_jax.models.blocks import Head
 from kws_jax.models.genotype import Genotype
 from kws_jax.models.layers import DepthwiseConv, DilatedConv
 from kws_jax.models.mbconv import MBConvNet
@@ -38,6 +40,13 @@ FAMILIES = [
     (MBConvNet(4, layers=("E2K3", "SKIP", "SKIP", "E1K3", "SKIP", "SKIP")), 8),
     (TENet(4, channels=4, depth=3, dropout=0.0), 4),
 ]
+# Networks that drop values right before a layer, in training alone.
+DROPPING = [
+    (model.clone(dropout=0.5), bands)
+    for model, bands in FAMILIES
+    if hasattr(model, "dropout")
+]
+RNGS = {"dropout": jax.random.key(1)}
 # Bits so many that what rounding adds is not seen.
 EXACT = 22
 
@@ -115,7 +124,7 @@ def test_network_folds_and_every_kernel_learns_at_every_width(model, bands, shal
 
 
 @pytest.mark.parametrize("bits", [1, 8])
-@pytest.mark.parametrize(("model", "bands"), FAMILIES)
+@pytest.mark.parametrize(("model", "bands"), FAMILIES + DROPPING)
 def test_every_kernel_learns_by_the_batch_at_fixed_widths(model, bands, bits, shallow):
     x = features_of(bands, batch=16)
     variables = settled(model, random_variables(model, x), x)
@@ -144,7 +153,8 @@ def settled(model, variables, x):
     def follow(variables):
         def once(_, stats):
             told = {**variables, "batch_stats": stats}
-            _, moved = model.apply(told, x, train=True, mutable=["batch_stats"])
+            settings = {"mutable": ["batch_stats"], "rngs": RNGS}
+            _, moved = model.apply(told, x, train=True, **settings)
             return moved["batch_stats"]
 
         return jax.lax.fori_loop(0, 1000, once, variables["batch_stats"])
@@ -157,11 +167,58 @@ def gradients_in_training(network, trees, stats, x):
 
     def loss(trees, x):
         told = {"params": trees, "batch_stats": stats}
-        logits, _ = network.apply(told, x, train=True, mutable=["batch_stats"])
+        settings = {"mutable": ["batch_stats"], "rngs": RNGS}
+        logits, _ = network.apply(told, x, train=True, **settings)
         return (logits * jnp.arange(1.0, 5.0) ** 2).sum()
 
     grad = jax.jit(jax.grad(loss, argnums=(0, 1)), compiler_options=QUICK)
     return grad(trees, jnp.asarray(x))
+
+
+class Dropping(nn.Module):
+    """Layers right behind dropout, with inputs of both kinds of signs."""
+
+    tell: Callable
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        def record(call, arguments, settings, context):
+            if isinstance(context.module, nn.Dense):
+                self.tell(context.module.name, arguments[0])
+            return call(*arguments, **settings)
+
+        body = nn.relu(nn.Dense(24, name="body")(x)).mean(1)
+        # The last interceptor is called last: with what the layer gets in the end.
+        with nn.intercept_methods(record):
+            dropped = nn.Dropout(0.75, deterministic=not train)(x.mean(1))
+            shared = nn.Dense(4, name="signed")(dropped) + dropped[:, :4]
+            return shared + Head(4, dropout=0.75, name="head")(body, train=train)
+
+
+@pytest.mark.parametrize(
+    "bits",
+    [Bits(8, n) for n in (1, 2, 8)] + [Bits(8, n, learned=True) for n in (2, 8)],
+    ids=str,
+)
+def test_what_dropout_keeps_is_rounded_as_in_inference(bits):
+    heard = {}
+    model, x = Dropping(heard.__setitem__), features_of(6, batch=64)
+    variables = {**random_variables(model, x), "batch_stats": {}}
+    sites = find_sites(model, variables, x[:1])
+    ranges = calibration.measure_ranges(model, sites, variables["params"], {}, [x])
+    network, trees, _ = quantized((model, variables, x, ranges), bits)
+    assert network.signed == {"body": True, "signed": True, "head/linear": False}
+    infer = network.infer(trees, {}, x)
+    rounded = dict(heard)
+    told = {"params": trees}
+    network.apply(told, x, train=True, rngs=RNGS)
+    for name in ("signed", "linear"):
+        q, trained = np.asarray(rounded[name]), np.asarray(heard[name]) / 4
+        kept = trained != 0
+        assert abs(kept[q != 0].mean() - 0.25) < 0.06
+        np.testing.assert_allclose(trained[kept], q[kept], rtol=1e-6)
+    # And without dropout as it infers.
+    np.testing.assert_allclose(network.apply(told, x, train=False), infer, rtol=1e-5)
 
 
 class Kinds(nn.Module):

@@ -2,7 +2,8 @@
 
 A network is run as it is, inside of `watch`: what goes into each layer with a kernel,
 what comes out of it, and every batch norm are given to a `Watcher`, which may change
-them. No model knows of it.
+them. No model knows of it. Of a layer right behind dropout the input is what dropout
+gets, so that in training too a value that is kept is one that inference has.
 """
 
 import contextlib
@@ -67,6 +68,7 @@ def name_of(path: tuple[str, ...]) -> str:
 @contextlib.contextmanager
 def watch(watcher: Watcher) -> Iterator[None]:
     """Networks that are applied inside give their layers to the watcher."""
+    dropouts = _Dropouts()
 
     def intercept(
         call: Callable[..., Any],
@@ -80,17 +82,52 @@ def watch(watcher: Watcher) -> Iterator[None]:
         if isinstance(module, nn.BatchNorm):
             x, *rest = arguments
             return watcher.norm(module, x, lambda x: call(x, *rest, **settings))
+        if isinstance(module, nn.Dropout):
+            return dropouts.drop(module, call, *arguments, **settings)
         if type(module) is FrequencyBranch:
             return _watched_branch(module, arguments[0], watcher)
         if type(module) in _KINDS:
             path = module.path
             layer = Layer(name_of(path), _KINDS[type(module)], (*path, "kernel"))
-            y = call(watcher.input(layer, arguments[0]), *arguments[1:], **settings)
+            before, factors = dropouts.behind(arguments[0])
+            x = watcher.input(layer, before)
+            x = x if factors is None else x * factors
+            y = call(x, *arguments[1:], **settings)
             return watcher.output(layer, y)
         return call(*arguments, **settings)
 
     with nn.intercept_methods(intercept):
         yield
+
+
+class _Dropouts:
+    """What dropout was given, by what it made of it."""
+
+    def __init__(self) -> None:
+        # With each value itself, so that no other gets its id.
+        self._made: dict[int, tuple[jax.Array, jax.Array, jax.Array]] = {}
+
+    def drop(
+        self,
+        module: nn.Dropout,
+        call: Callable[..., jax.Array],
+        x: jax.Array,
+        deterministic: bool | None = None,
+        rng: jax.Array | None = None,
+    ) -> jax.Array:
+        """What dropout gives: x times factors that it draws, 0 or 1 / (1 − rate)."""
+        still = nn.merge_param("deterministic", module.deterministic, deterministic)
+        if still or module.rate == 0:
+            return x
+        factors = call(jnp.ones_like(x), deterministic, rng)
+        y = x * factors
+        self._made[id(y)] = y, x, factors
+        return y
+
+    def behind(self, y: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """(x, factors) of a value that dropout made, (y, None) of any other."""
+        _, x, factors = self._made.get(id(y), (y, y, None))
+        return x, factors
 
 
 def _watched_branch(

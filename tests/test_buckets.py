@@ -282,6 +282,33 @@ def test_a_checkpoint_out_of_reach_is_not_given_up(server, reached, monkeypatch)
     assert state["a"].sum() == 3
 
 
+@pytest.mark.parametrize("failing", ["save", "delete"])
+def test_a_step_in_a_bucket_that_is_saved_again_is_not_lost(
+    failing, server, reached, monkeypatch
+):
+    mounted(server, monkeypatch)
+    place, like = folder_of(f"gs://bucket/again-{failing}"), {"a": jnp.zeros(3)}
+    checkpoints = StageCheckpoints(place)
+    checkpoints.save_last(1, {"a": jnp.ones(3)}, {"n": 1})
+
+    def fails(step, **settings):
+        if failing == "delete":
+            # The mark that it is complete is still there.
+            (place / "last/1/notes/metadata").unlink()
+        raise google.api_core.exceptions.ServiceUnavailable("503")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints._last, failing, fails)
+        with pytest.raises(UserError, match="Could not write"):
+            checkpoints.save_last(1, {"a": 2 * jnp.ones(3)}, {"n": 2})
+    again = StageCheckpoints(place)
+    state, notes = again.restore_last(like)
+    assert (notes["n"], state["a"].sum()) == (2, 6)
+    again.save_last(2, state, {"n": 3})
+    assert not Files(server.address).names(f"again-{failing}/aside/")
+    assert StageCheckpoints(place).restore_last(like)[1] == {"n": 3}
+
+
 def mounted(server, monkeypatch):
     """Lets epath, TensorStore and Orbax reach the server from this process."""
     monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)

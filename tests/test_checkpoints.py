@@ -1,6 +1,8 @@
 """Checkpoints and logs: nothing that was saved is lost, whatever happens to the run."""
 
+import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
@@ -114,6 +117,93 @@ def test_the_same_step_may_be_saved_again(tmp_path, open_at):
     best, notes = open_at(tmp_path).restore_best(make_state())
     chex.assert_trees_all_equal(best, make_state(2))
     assert notes == {"second": True}
+
+
+def test_a_step_to_go_on_from_may_be_saved_again(tmp_path, open_at):
+    kept = open_at(tmp_path)
+    for step, seed in ((3, 3), (4, 1), (4, 2)):
+        kept.save_last(step, make_state(seed), {"seed": seed})
+    again, notes = open_at(tmp_path).restore_last(make_state())
+    chex.assert_trees_all_equal(again, make_state(2))
+    assert notes == open_at(tmp_path, read_only=True).last_notes() == {"seed": 2}
+    assert states_in(tmp_path) == ["last/3", "last/4"]
+
+
+def states_in(folder):
+    """The checkpoints to go on from, complete or not."""
+    kinds = ("last", "aside")
+    return sorted(
+        f"{p.parent.name}/{p.name}" for k in kinds for p in folder.glob(f"{k}/*")
+    )
+
+
+class Died(BaseException):
+    """The end of a process, which no handler of errors holds up."""
+
+
+def no_space():
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def failing_at(monkeypatch, number, how, error):
+    """What writes or removes checkpoints fails for the time `number`, from 0.
+
+    "before" anything is done, "after" it is, or "within", with the first file gone.
+    """
+    counted = itertools.count()
+
+    def failing(name, call):
+        def run(manager, step, **settings):
+            here = next(counted) == number
+            if here and how == "within" and name == "delete":
+                next((manager.directory / str(step)).glob("*/*")).unlink()
+            if here and how != "after":
+                raise error
+            call(manager, step, **settings)
+            if here:
+                raise error
+
+        return run
+
+    for name in ("save", "delete"):
+        call = getattr(ocp.CheckpointManager, name)
+        monkeypatch.setattr(ocp.CheckpointManager, name, failing(name, call))
+
+
+@pytest.mark.parametrize("error", [no_space(), Died()], ids=["full", "killed"])
+@pytest.mark.parametrize("how", ["before", "within", "after"])
+@pytest.mark.parametrize("number", range(4))
+def test_a_step_that_is_saved_again_is_whole_at_any_moment(
+    number, how, error, tmp_path, open_at, monkeypatch
+):
+    open_at(tmp_path).save_last(4, make_state(1), {"seed": 1})
+    kept = open_at(tmp_path)
+    with monkeypatch.context() as patch:
+        failing_at(patch, number, how, error)
+        with pytest.raises(UserError if isinstance(error, OSError) else Died):
+            kept.save_last(4, make_state(2), {"seed": 2})
+    new = 2 if number > 0 or how == "after" else 1
+    again = open_at(tmp_path)
+    for reading in (open_at(tmp_path, read_only=True), again):
+        before = states_in(tmp_path)
+        restored, notes = reading.restore_last(make_state())
+        assert notes == {"seed": new}
+        chex.assert_trees_all_equal(restored, make_state(new))
+        assert reading is again or states_in(tmp_path) == before
+    assert Path(again.last_path()).is_dir()
+    # Nor may a second failure lose it.
+    for second in range(3):
+        with monkeypatch.context() as patch:
+            failing_at(patch, second, "within", error)
+            with contextlib.suppress(UserError, Died):
+                again.save_last(4, make_state(2), {"seed": 2})
+        again = open_at(tmp_path)
+        assert again.restore_last(make_state())[1]["seed"] in (new, 2)
+    # It goes on as ever, and no copy is left.
+    again.save_last(4, make_state(2), {"seed": 2})
+    again.save_last(5, make_state(3), {})
+    assert states_in(tmp_path) == ["last/4", "last/5"]
+    assert int(open_at(tmp_path).restore_last(make_state())[0].step) == 3
 
 
 def test_the_best_state_is_not_removed_to_be_saved_again(tmp_path, open_at):
@@ -410,7 +500,7 @@ def test_a_failing_write_without_root_is_told_too(tmp_path, open_at, monkeypatch
     kept.save_last(1, make_state(1), {})
 
     def full(*arguments, **options):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise no_space()
 
     monkeypatch.setattr(type(kept._last), "save", full)
     with pytest.raises(UserError, match="No space left on device"):

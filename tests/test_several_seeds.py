@@ -23,6 +23,7 @@ from kws_jax.report import seeds as seeds_report
 from kws_jax.report.workdir import read_run
 from kws_jax.stages import dispatch, networks, seeds_at_once, train
 from kws_jax.stages.stacked_seeds import EachHighest, Member
+from kws_jax.training.checkpoints import TO_GO_ON
 from kws_jax.training.state import WEIGHTS
 
 SEEDS = (4, 5)
@@ -163,10 +164,11 @@ def test_a_lost_best_state_is_told_before_anything_is_made_of_it(tmp_path):
     run_at_once(tmp_path, config, parts)
 
 
-def test_a_stage_that_has_begun_in_turn_is_seen(tmp_path):
+@pytest.mark.parametrize("kind", TO_GO_ON)
+def test_a_stage_that_has_begun_in_turn_is_seen(tmp_path, kind):
     parts = tiny_parts(config_of(stages=1), clips=CLIPS)
     assert seeds_at_once.begun(parts, 0, tmp_path) is None
-    where = tmp_path / "seed-5" / "stages" / "0-train" / "last"
+    where = tmp_path / "seed-5" / "stages" / "0-train" / kind
     where.mkdir(parents=True)
     assert seeds_at_once.begun(parts, 0, tmp_path) is None
     (where / "3").mkdir()

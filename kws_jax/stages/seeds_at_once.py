@@ -33,7 +33,7 @@ from kws_jax.stages.stacked_seeds import (
     told_of_each,
 )
 from kws_jax.training import loop, sharding
-from kws_jax.training.checkpoints import COMPLETE_FILE, saving, write_json
+from kws_jax.training.checkpoints import COMPLETE_FILE, TO_GO_ON, saving, write_json
 from kws_jax.training.finiteness import NotFiniteError
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.optimizers import updates_made
@@ -75,11 +75,14 @@ def begun(parts: Parts, index: int, folder: Path) -> bool | None:
 
 
 def _has_last(where: Path) -> bool:
-    last = where / "last"
-    if not last.is_dir():
+    return any(_has_state(where / kind) for kind in TO_GO_ON)
+
+
+def _has_state(folder: Path) -> bool:
+    if not folder.is_dir():
         return False
-    saved = [path for path in last.iterdir() if path.name.isdigit()]
-    if in_bucket(last):
+    saved = [path for path in folder.iterdir() if path.name.isdigit()]
+    if in_bucket(folder):
         # Orbax writes in place there, and marks what is complete.
         saved = [path for path in saved if (path / COMPLETE_FILE).exists()]
     return bool(saved)

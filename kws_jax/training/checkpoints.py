@@ -8,7 +8,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,8 @@ from kws_jax.training import failed_saves, sharding
 
 PyTree = Any
 _ITEM, _NOTES = "state", "notes"
+# Folders of states to go on from; see `StageCheckpoints`.
+TO_GO_ON = (_ASIDE, _LAST) = ("aside", "last")
 # With which Orbax marks a checkpoint in a bucket that is complete.
 COMPLETE_FILE = "commit_success.txt"
 # Among the saved notes: the digests of state and notes, by the names above.
@@ -34,9 +36,11 @@ class StageCheckpoints:
 
     `last/` holds the newest two checkpoints, `best/` the one with the best validation
     measure. Orbax writes each beside its place and renames it when complete, or in a
-    bucket marks it, so a run killed while saving loses nothing that was saved. Each
-    carries a digest of its values, by which a single changed bit is found. With
-    `read_only`, nothing in the directory is made, changed or tidied up.
+    bucket marks it, so a run killed while saving loses nothing that was saved. A step
+    that is saved again is written to `aside/` first: it lies there while its former
+    state is removed from `last/` and it takes that place. Each carries a digest of its
+    values, by which a single changed bit is found. With `read_only`, nothing in the
+    directory is made, changed or tidied up.
     """
 
     directory: epath.Path
@@ -44,12 +48,23 @@ class StageCheckpoints:
 
     def __post_init__(self) -> None:
         self.directory = epath.Path(self.directory)
-        self._last = _manager(self.directory / "last", 2, self.read_only)
+        self._last = _manager(self.directory / _LAST, 2, self.read_only)
+        # Orbax makes this folder where it is needed.
+        self._aside = _manager(self.directory / _ASIDE, 1, self.read_only, make=False)
         self._best = _manager(self.directory / "best", 1, self.read_only)
 
     def save_last(self, step: int, state: PyTree, notes: dict[str, Any]) -> None:
-        """Saves a state to go on from, with JSON `notes` (best value, seconds, …)."""
+        """Saves a state to go on from, with JSON `notes` (best value, seconds, …).
+
+        A step may be saved again: at any moment a state of it, or of one before, is
+        whole.
+        """
+        if step in self._last.all_steps():
+            self._save(self._aside, step, state, notes)
+            self._delete(self._last, step)
         self._save(self._last, step, state, notes)
+        for done in list(self._aside.all_steps()):
+            self._delete(self._aside, done)
 
     def save_best(self, step: int, state: PyTree, notes: dict[str, Any]) -> None:
         """Saves the state that is the best so far."""
@@ -68,21 +83,24 @@ class StageCheckpoints:
         Raises:
           UserError: where none is whole and fits.
         """
-        steps = sorted(self._last.all_steps(), reverse=True)
-        damaged: dict[int, Exception] = {}
-        newest_alone = self.read_only or workdirs.in_bucket(self.directory)
-        for step in steps[:1] if newest_alone else steps:
+        saved = self._saved()
+        damaged: dict[_Saved, Exception] = {}
+        if self.read_only or workdirs.in_bucket(self.directory):
+            saved = [each for each in saved if each.step == saved[0].step]
+        for each in saved:
             try:
-                restored = self._read(self._last, step, like)
+                restored = self._read(each.manager, each.step, like)
             except Exception as error:  # Whatever Orbax makes of changed bytes.
-                damaged[step] = error
+                damaged[each] = error
             # A file system may fail one process alone, and all must go on alike.
-            if not together.any_of(step in damaged):
-                self._remove(damaged, step)
+            if not together.any_of(each in damaged):
+                if not self.read_only:
+                    self._remove(damaged, each.step)
+                    self._remove_copies(each)
                 return restored
-            damaged.setdefault(step, ValueError("another process cannot read it"))
-        for step, reason in damaged.items():
-            raise self._cannot_read(self._last, step, reason) from reason
+            damaged.setdefault(each, ValueError("another process cannot read it"))
+        for each, reason in damaged.items():
+            raise self._cannot_read(each.manager, each.step, reason) from reason
         return None
 
     def restore_best(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
@@ -105,13 +123,12 @@ class StageCheckpoints:
         Raises:
           UserError: where they are damaged.
         """
-        step = self._last.latest_step()
-        if step is None:
-            return {}
-        try:
-            return _checked(self._last.restore(step, args=_NOTES_ALONE)[_NOTES])[0]
-        except Exception as error:
-            raise self._cannot_read(self._last, step, error) from error
+        for manager, step in self._saved()[:1]:
+            try:
+                return _checked(manager.restore(step, args=_NOTES_ALONE)[_NOTES])[0]
+            except Exception as error:
+                raise self._cannot_read(manager, step, error) from error
+        return {}
 
     def best_step(self) -> int | None:
         """The step of the best state; None where there is none."""
@@ -119,14 +136,23 @@ class StageCheckpoints:
 
     def last_path(self) -> str:
         """Where the newest checkpoint lies, for messages."""
-        step = self._last.latest_step()
-        where = self.directory / "last"
-        return "none yet" if step is None else str(where / str(step))
+        saved = self._saved()
+        return saved[0].path if saved else "none yet"
 
     def close(self) -> None:
         """Ends Orbax's background threads."""
-        self._last.close()
-        self._best.close()
+        for manager in (self._last, self._aside, self._best):
+            manager.close()
+
+    def _saved(self) -> list["_Saved"]:
+        """The states to go on from, the newest first."""
+        saved = [
+            _Saved(manager, step)
+            # Of one step the state that is aside is the newer one, or the same.
+            for manager in (self._aside, self._last)
+            for step in manager.all_steps()
+        ]
+        return sorted(saved, key=lambda each: each.step, reverse=True)
 
     def _save(
         self, manager: ocp.CheckpointManager, step: int, state: PyTree, notes: dict
@@ -139,7 +165,7 @@ class StageCheckpoints:
             }
         )
         with saving(self.directory), failed_saves.told_once():
-            if manager.latest_step() == step:
+            if step in manager.all_steps():
                 manager.delete(step)
             manager.save(step, args=items, force=True)
             manager.wait_until_finished()
@@ -171,18 +197,28 @@ class StageCheckpoints:
             raise ValueError("its values are not those that were saved")
         return restored[_ITEM], notes
 
-    def _remove(self, damaged: dict[int, Exception], taken: int) -> None:
+    def _delete(self, manager: ocp.CheckpointManager, step: int) -> None:
+        with saving(self.directory):
+            manager.delete(step)
+
+    def _remove(self, damaged: dict["_Saved", Exception], taken: int) -> None:
         """Removes newer checkpoints than the one `taken`, and tells it."""
-        for step, error in damaged.items():
-            with saving(self.directory):
-                self._last.delete(step)
+        for each, error in damaged.items():
+            self._delete(each.manager, each.step)
             if together.is_first():
                 print(
-                    f"note: the checkpoint {self._last.directory / str(step)} was "
-                    f"damaged and is removed ({_reason(error)}); the stage goes on "
-                    f"from step {taken}.",
+                    f"note: the checkpoint {each.path} was damaged and is removed "
+                    f"({_reason(error)}); the stage goes on from step {taken}.",
                     file=sys.stderr,
                 )
+
+    def _remove_copies(self, taken: "_Saved") -> None:
+        """Removes the state that one from aside was about to take the place of.
+
+        It may be half removed already, and must not be taken for a whole one.
+        """
+        if taken.manager is self._aside and taken.step in self._last.all_steps():
+            self._delete(self._last, taken.step)
 
     def _cannot_read(
         self, manager: ocp.CheckpointManager, step: int, error: Exception
@@ -198,6 +234,18 @@ class StageCheckpoints:
             f"{_reason(error)}\nUse another --workdir, or remove {self.directory}: "
             "this stage is then trained anew."
         )
+
+
+class _Saved(NamedTuple):
+    """A state to go on from, of one of two managers."""
+
+    manager: ocp.CheckpointManager
+    step: int
+
+    @property
+    def path(self) -> str:
+        """Where it lies."""
+        return str(self.manager.directory / str(self.step))
 
 
 def _reason(error: Exception) -> str:
@@ -233,9 +281,9 @@ def _checked(saved: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def _manager(
-    directory: epath.Path, keep: int, read_only: bool
+    directory: epath.Path, keep: int, read_only: bool, *, make: bool = True
 ) -> ocp.CheckpointManager:
-    if not read_only and together.is_first():
+    if make and not read_only and together.is_first():
         with saving(directory):
             directory.mkdir(parents=True, exist_ok=True)
     together.wait(f"{directory}")

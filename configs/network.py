@@ -5,8 +5,9 @@
 Words after the colon: the network, tenet12 (default), tenet6, tenet12_narrow,
 tenet6_narrow, res15, res15_narrow, conv_mixer, mbconv, searched, acoustic_dnn,
 tc_resnet8 or tc_resnet14 (as in configs/tc_resnet.py, which has their widths); mtconv,
-for a TENet that is trained with four parallel kernels and used with one; and the size,
-paper (default), cpu or demo, as in configs/autokws.py. `searched` is a network of the
+for a TENet that is trained with four parallel kernels and used with one (a quantised
+one keeps its four, as configs/quantized.py trains them); and the size, paper (default),
+cpu or demo, as in configs/autokws.py. `searched` is a network of the
 AutoKWS space that is given, by `--config.network.genotype`. For fair comparisons of
 architectures, and to begin with; no paper's own recipe but TC-ResNet's is here. The
 papers report on Speech

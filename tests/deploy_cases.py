@@ -12,7 +12,7 @@ from settled import clips, settled
 from kws_jax.deploy.formats import FEATURES, WAVEFORM
 from kws_jax.deploy.inference import Inference
 from kws_jax.frontends.registry import Frontend, create_frontend
-from kws_jax.models import front_filter
+from kws_jax.models import front_filter, fusion
 from kws_jax.models.genotype import published
 from kws_jax.models.learned_frontend import WithFrontend, create_filters
 from kws_jax.models.registry import create_model
@@ -43,7 +43,15 @@ class Case:
         filtered = "" if self.front_filter == "none" else self.front_filter
         learned = "learned_bits" if self.bits and self.bits.learned else ""
         quantized = learned or ("quantized" if self.bits else "")
-        named = (self.network, self.frontend, filtered, quantized, self.input)
+        branches = "mtconv" if dict(self.settings).get("mtconv") else ""
+        named = (
+            self.network,
+            branches,
+            self.frontend,
+            filtered,
+            quantized,
+            self.input,
+        )
         return "-".join(filter(None, named))
 
 
@@ -62,6 +70,7 @@ CASES = (
     Case("tenet12"),
     Case("tenet6_narrow", front_filter="dynamic"),
     Case("tenet12_narrow"),
+    Case("tenet6_narrow", settings=(("mtconv", True),)),
     Case("tc_resnet8", front_filter="dynamic_conv", settings=NARROW),
     Case("tc_resnet8", front_filter="light_conv", settings=NARROW),
     Case("acoustic_dnn"),
@@ -96,6 +105,8 @@ def inference_of(case: Case) -> Inference:
     """The case's network, with ranges of activations as they are on the clips."""
     alike = dataclasses.replace(case, input=FEATURES, bits=None)
     frontend, model, variables = _network(alike)
+    if not case.bits:
+        model, variables = fusion.at_inference(model, variables)
     params, stats = variables["params"], variables["batch_stats"]
     trees: dict[str, Any] = {"weights": params}
     quantized = None

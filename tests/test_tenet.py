@@ -4,8 +4,9 @@ import pytest
 from network_values import QUICK, conv_same, random_variables
 from tiny_parts import tiny_config, tiny_parts
 
+from kws_jax.deploy.inference import load_inference
 from kws_jax.models import front_filter, fusion, tenet
-from kws_jax.models.counting import count_macs
+from kws_jax.models.counting import count_macs, count_parameters
 from kws_jax.models.learned_frontend import FreeConv, WithFrontend
 from kws_jax.models.registry import create_model
 from kws_jax.stages import networks, runner, train
@@ -134,6 +135,18 @@ def test_a_trained_network_answers_with_its_branches_fused(tmp_path):
     np.testing.assert_allclose(
         infer(network.model, network.variables, features), expected, atol=1e-4 * scale
     )
+    # What is exported answers as it, and has the size that the results tell.
+    loaded = load_inference(parts, tmp_path)
+    assert not loaded.model.mtconv
+    answers = jax.jit(loaded.from_features, compiler_options=QUICK)(features)
+    np.testing.assert_allclose(answers, jax.nn.softmax(expected), atol=1e-4)
+    told = networks.size_of(parts, network.model, network.variables)
+    assert count_parameters(loaded.trees) == told["parameters"]
+    macs = count_macs(loaded.from_features, networks.sample_features(parts))
+    assert macs == told["macs"]
+    with_branches = networks.size_of(parts, model, variables)
+    assert told["parameters"] < with_branches["parameters"]
+    assert told["macs"] < with_branches["macs"]
 
 
 @pytest.mark.parametrize("frames", [20, 23])

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int16
 
 import kws_jax
-from kws_jax.data.corpus import CLIP_SAMPLES
+from kws_jax.data.corpus import CLIP_SAMPLES, SAMPLE_RATE
 from kws_jax.deploy.formats import FEATURES, WAVEFORM
 from kws_jax.frontends.registry import Frontend
+from kws_jax.models import fusion
 from kws_jax.objectives.registry import OBJECTIVES
 from kws_jax.parts import Setup
 from kws_jax.quantization.network import (
@@ -31,10 +32,9 @@ from kws_jax.stages import (
     train,
     validation,
 )
-from kws_jax.training.state import WEIGHTS
+from kws_jax.training.state import WEIGHTS, variables_of
 
 PyTree = Any
-SAMPLE_RATE = 16_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +149,10 @@ class _Folded(Inference):
 
 
 def load_inference(setup: Setup, folder: Path) -> Inference:
-    """What the last stage of the workdir has trained.
+    """What the last stage of the workdir has trained, as it infers.
+
+    Branches that were trained apart are fused, as in `train.restore`. A quantised
+    network keeps them: each has a scale and integers of its own.
 
     Raises:
       UserError: where it has not been run to its end.
@@ -159,18 +162,21 @@ def load_inference(setup: Setup, folder: Path) -> Inference:
     quantized = None
     if stage.kind == "quantize":
         quantized, state = quantize.restore_quantized(setup, last, folder)
-        model = quantized.model
+        model, trees, batch_stats = quantized.model, state.trees, state.batch_stats
     else:
-        model = networks.create_network(setup, folder)
-        state = train.best_state(setup, last, folder, model)
+        trained = networks.create_network(setup, folder)
+        state = train.best_state(setup, last, folder, trained)
+        model, variables = fusion.at_inference(trained, variables_of(state))
+        params, batch_stats = networks.split_variables(variables)
+        trees = {WEIGHTS: params}
     objective = validation.objective_of(stage)
     return Inference(
         name=setup.config.network.name,
         labels=setup.labels,
         frontend=setup.frontend,
         model=model,
-        trees=state.trees,
-        batch_stats=state.batch_stats,
+        trees=trees,
+        batch_stats=batch_stats,
         quantized=quantized,
         objective=next(n for n, known in OBJECTIVES.items() if known is objective),
         detection=_detection(folder),

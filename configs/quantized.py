@@ -66,8 +66,9 @@ def add_quantization(config: ConfigDict, bits: str) -> ConfigDict:
     """The experiment with a stage behind its last, which trains; `bits` of BITS."""
     config = config.copy_and_resolve_references().unlock()
     stage = quantize_stage(config.stages[-1], bits)
-    # What stands before the network stays in float: filters whose taps depend on the
-    # clip, and those that are learned tap by tap.
+    # What stands before the network stays in float in any case: filters whose taps
+    # depend on the clip, and those that are learned tap by tap. It is named since the
+    # configs of experiments that have begun name it.
     if config.front_filter.name != "none":
         stage.keep_float += ("front_filter/*",)
     if config.frontend.name == "conv1d":
@@ -104,7 +105,8 @@ def quantize_stage(train: ConfigDict, bits: str) -> ConfigDict:
     stage.weight_bits_penalty = 0.04
     stage.activation_bits_penalty = 0.04
     # Layers that stay in float, by patterns of names: ('*stem/*', '*head/*'). Behind a
-    # filter or learned filters the network's own begin with 'encoder/'.
+    # front filter the network's own begin with 'network/', behind learned filters with
+    # 'encoder/'. Filters themselves stay in float, and need not be named.
     stage.keep_float = ()
     # On which the ranges of activations are measured.
     stage.calibration_batches = 8

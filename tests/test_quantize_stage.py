@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
+from network_values import QUICK, random_variables
 from rich.console import Console
 from test_end_to_end import KEYWORDS, on_words, write_words
 from test_stages import setup_of
@@ -27,6 +29,7 @@ from kws_jax.frontends.registry import create_frontend
 from kws_jax.models.genotype import load_genotype
 from kws_jax.parts import load_setup
 from kws_jax.quantization.integers import to_integers
+from kws_jax.quantization.network import Bits, QuantizedNetwork
 from kws_jax.report.terminal import print_summary
 from kws_jax.report.workdir import read_run
 from kws_jax.stages import dispatch, networks, quantize, train
@@ -279,9 +282,48 @@ def test_a_network_behind_a_filter_is_quantised_and_its_filter_is_not(word, tmp_
     assert all(name.startswith("front_filter/") for name in sites.kept)
     assert sites.kept
     assert "network/head/linear" in sites.layers
-    config.stages[1].keep_float = ()
-    with pytest.raises(UserError, match="Cannot quantise front_filter/"):
+    # Whatever the stage itself says.
+    for keep in ((), ("*/head/*",)):
+        config.stages[1].keep_float = keep
         quantize.check(setup, 1, tmp_path)
+        again = quantize._sites(setup, config.stages[1], model)
+        assert set(again.kept) == {
+            *sites.kept,
+            *(["network/head/linear"] if keep else []),
+        }
+
+
+def test_a_filter_that_the_config_gets_by_an_override_learns_in_float(tmp_path):
+    config = quantized.get_config("w4a4,cpu").unlock()
+    config.network.width = 0.25
+    config.front_filter = dynamic_filter.get_config("din,cpu").front_filter
+    setup = setup_of(config)
+    quantize.check(setup, 1, tmp_path)
+    model = networks.create_network(setup, tmp_path)
+    sites = quantize._sites(setup, config.stages[1], model)
+    x = np.random.default_rng(0).normal(size=(4, *setup.frontend.shape))
+    variables = random_variables(model, np.float32(x))
+    flat = traverse_util.flatten_dict(variables["params"], sep="/")
+    kernels = {name.removesuffix("/kernel") for name in flat if flat[name].ndim > 1}
+    own = {name for name in kernels if name.startswith("front_filter/")}
+    assert len(own) > 1
+    assert set(sites.kept) == own
+    assert set(sites.layers) == kernels - own
+    signed = dict.fromkeys(sites.activation_counts, True)
+    network = QuantizedNetwork(model, sites, Bits(4, 4), signed)
+    more = network.initial_trees(dict.fromkeys(signed, 4.0))
+
+    def loss(params):
+        told = {**variables, "params": {"weights": params, **more}}
+        rngs = {"dropout": jax.random.key(0)}
+        settings = {"train": True, "mutable": ["batch_stats"], "rngs": rngs}
+        logits, _ = network.apply(told, np.float32(x), **settings)
+        return (logits * jnp.arange(logits.shape[1])).sum()
+
+    learn = jax.jit(jax.grad(loss), compiler_options=QUICK)
+    for leaf in jax.tree.leaves(learn(variables["params"])["front_filter"]):
+        assert np.isfinite(leaf).all()
+        assert np.abs(leaf).max() > 0
 
 
 @pytest.mark.parametrize("frontend", end_to_end_nas.FRONTENDS)
@@ -292,13 +334,9 @@ def test_what_cannot_be_quantised_is_told_before_a_search(frontend, tmp_path):
         setup_of(config), frontend=create_frontend(settings.pop("name"), **settings)
     )
     quantize.check(setup, last, tmp_path)
-    # Filters that are learned tap by tap would have to have few bits then.
+    # Filters that are learned tap by tap stay in float unasked.
     config.stages[last].keep_float = ()
-    if config.frontend.name == "conv1d":
-        with pytest.raises(UserError, match="Cannot quantise frontend/kernel"):
-            quantize.check(setup, last, tmp_path)
-    else:
-        quantize.check(setup, last, tmp_path)
+    quantize.check(setup, last, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,9 @@ _INPUT, _OUTPUT, _NORM = "input", "output", "norm"
 # What may stand between a layer and the batch norm that is folded into it: channels
 # stay the last axis, of the same size.
 _RESHAPES = ("reshape", "squeeze", "broadcast_in_dim", "expand_dims")
+# What stands before a network (models/learned_frontend.py, models/front_filter.py): it
+# stays in float as a whole.
+_BEFORE_NETWORKS = ("frontend/*", "front_filter/*", "encoder/front_filter/*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,8 @@ def find_sites(
 ) -> Sites:
     """The layers of a network to be quantised; nothing is computed.
 
+    Filters before the network stay in float, whatever `keep_float` names.
+
     Args:
       model: the network.
       variables: its parameters and batch statistics, or their shapes.
@@ -153,7 +158,8 @@ def _kept(
             raise UserError(
                 f"keep_float: no layer is named {pattern!r}; {nearest(pattern, names)}"
             )
-    return tuple(n for n in names if any(fnmatch.fnmatchcase(n, p) for p in patterns))
+    kept = (*patterns, *_BEFORE_NETWORKS)
+    return tuple(n for n in names if any(fnmatch.fnmatchcase(n, p) for p in kept))
 
 
 def _check_known(unknown: Sequence[str], kept: Sequence[str]) -> None:

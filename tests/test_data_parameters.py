@@ -9,7 +9,8 @@ import pytest
 from kws_jax.errors import UserError
 from kws_jax.objectives import data_parameters as dp
 from kws_jax.objectives.classification import softmax_cross_entropy
-from kws_jax.training.sparse_momentum import keep_within, sparse_momentum
+from kws_jax.training.optimizers import keep_within
+from kws_jax.training.sparse_momentum import sparse_momentum
 
 LABELS, INDEX = np.array([2, 0, 2, 1]), np.array([4, 1, 0, 4])
 VARIANT, MASK = np.array([0, 1, 0, 1]), np.array([True, True, True, False])

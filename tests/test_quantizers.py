@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from kws_jax.quantization import fixed, learned
+from kws_jax.training.optimizers import keep_within
 
 X = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
 WIDTHS = range(1, 9)
@@ -143,7 +144,8 @@ def test_learned_offset_gives_whole_bits_and_the_gradient_of_its_size(
 
 def test_bits_never_leave_their_range_and_come_back_at_once():
     most = 6
-    tx = optax.chain(optax.adam(0.9), learned.keep_in_range(most))
+    largest = learned.largest_offset(most)
+    tx = optax.chain(optax.adam(0.9), keep_within(-largest, largest))
     offsets = {"a": learned.offset_of(4), "b": learned.offset_of(2)}
     state = tx.init(offsets)
     rng = np.random.default_rng(1)
@@ -154,7 +156,7 @@ def test_bits_never_leave_their_range_and_come_back_at_once():
         for offset in offsets.values():
             assert abs(float(offset)) <= most - 2 + 1e-6
             assert float(learned.bit_width(offset, most)) in range(2, most + 1)
-    alone = learned.keep_in_range(most)
+    alone = keep_within(-largest, largest)
     far = {"a": jnp.float32(4.0)}
     for update, expected in ((9.0, 4.0), (-1.0, 3.0), (-99.0, -4.0)):
         shortened, _ = alone.update({"a": jnp.float32(update)}, (), far)

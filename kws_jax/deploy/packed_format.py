@@ -120,11 +120,11 @@ def pack_bits(values: np.ndarray, bits: int) -> bytes:
     Raises:
       ValueError: another integer.
     """
-    top = _top(bits)
+    largest = top(bits)
     flat = values.reshape(-1).astype(np.int64)
-    if flat.size and (np.abs(flat).max() > top or (bits == 1 and not flat.all())):
+    if flat.size and (np.abs(flat).max() > largest or (bits == 1 and not flat.all())):
         raise ValueError(f"not integers of {bits} bits")
-    codes = (flat + top) >> (bits == 1)
+    codes = (flat + largest) >> (bits == 1)
     stream = codes[:, None] >> np.arange(bits) & 1
     return np.packbits(stream.astype(np.uint8).ravel(), bitorder="little").tobytes()
 
@@ -144,9 +144,9 @@ def unpack_bits(stored: bytes, bits: int, shape: Sequence[int]) -> np.ndarray:
             np.frombuffer(part, np.uint8), count=bits * piece.size, bitorder="little"
         )
         codes = stream.reshape(piece.size, bits) @ (1 << np.arange(bits))
-        if codes.max(initial=0) > 2 * _top(bits):
+        if codes.max(initial=0) > 2 * top(bits):
             raise ValueError(f"not integers of {bits} bits")
-        piece[:] = (codes << (bits == 1)) - _top(bits)
+        piece[:] = (codes << (bits == 1)) - top(bits)
     return values.reshape(shape)
 
 
@@ -189,5 +189,9 @@ def to_bytes(program: Program) -> bytes:
     return HEAD.pack(MAGIC, VERSION, len(header), zlib.crc32(body)) + body
 
 
-def _top(bits: int) -> int:
-    return max(1, 2 ** (bits - 1) - 1)
+def top(bits: int, *, signed: bool = True) -> int:
+    """The largest integer of so many bits: 2^(bits−1) − 1 signed, else 2^bits − 1.
+
+    Of one bit signed, whose integers are −1 and 1, it is 1.
+    """
+    return max(1, 2 ** (bits - signed) - 1)

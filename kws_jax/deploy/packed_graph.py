@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kws_jax.deploy.packed_format import Constant, Operation, Program
+from kws_jax.deploy.packed_format import Constant, Operation, Program, top
 from kws_jax.deploy.packed_operations import OPERATIONS
 from kws_jax.ops import tables
 
@@ -75,21 +75,19 @@ class Graph:
     ) -> Node:
         """The integers of a layer, int8, with the scale of each output channel."""
         constant = Constant(values, name, bits)
-        top = int(np.abs(values).max())
-        integers = Integers(scale, top)
+        integers = Integers(scale, int(np.abs(values).max()))
         node = Node(values.shape, constant=constant, integers=integers)
         return self._once(("weights", name), node)
 
     def quantize(self, x: Node, scale: float, bits: int, signed: bool) -> Node:
         """A rounded activation."""
         step = self.constant(np.asarray(scale, np.float32))
-        top = max(1, 2 ** (bits - signed) - 1)
         return self._make(
             "quantize",
             (self._in_float(x), step),
             {"bits": bits, "signed": signed},
             x.shape,
-            Integers(np.asarray(scale, np.float32), top),
+            Integers(np.asarray(scale, np.float32), top(bits, signed=signed)),
         )
 
     def apply(

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from kws_jax.deploy.packed_format import top
+
 Pads = Sequence[Sequence[int]]
 
 # Sums of integers below are exact in float32, for which CPUs have fast products.
@@ -22,13 +24,13 @@ _EXACT_IN_FLOAT32 = 2**24
 def quantize(x: np.ndarray, scale: np.ndarray, *, bits: int, signed: bool) -> Any:
     """The integers clip(round(x / scale), −top or 0, top), ties to the even one.
 
-    top is 2^(bits−1) − 1 signed, else 2^bits − 1. One bit signed is 1 where x ≥ 0, else
-    −1.
+    top is `packed_format.top`. One bit signed is 1 where x ≥ 0, else −1.
     """
     if signed and bits == 1:
         return np.where(x >= 0, np.int32(1), np.int32(-1))
-    top = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
-    return np.clip(np.rint(x / scale), -top if signed else 0, top).astype(np.int32)
+    largest = top(bits, signed=signed)
+    lowest = -largest if signed else 0
+    return np.clip(np.rint(x / scale), lowest, largest).astype(np.int32)
 
 
 def scale(integers: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kws_jax.quantization import fixed
 from kws_jax.quantization.network import folded_kernels, run_folded
 from kws_jax.quantization.sites import Site, Sites
+from kws_jax.quantization.straight_through import top_level
 
 PyTree = Any
 # activation -> (smallest, largest, mean |x|)
@@ -85,6 +85,6 @@ def initial_bounds(
     bounds = {}
     for name, (smallest, largest, mean) in ranges.items():
         most = max(abs(smallest), abs(largest))
-        top = fixed.top_level(bits, signed=signed[name])
+        top = top_level(bits, signed=signed[name])
         bounds[name] = min(most, 2 * mean * math.sqrt(top)) or 1.0
     return bounds

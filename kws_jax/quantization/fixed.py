@@ -12,20 +12,9 @@ import jax.numpy as jnp
 from aqt.jax.v2 import aqt_quantizer, utils
 from aqt.jax.v2.numerics import utils as numerics
 
-from kws_jax.quantization.straight_through import Quantizer, fake_quantize
+from kws_jax.quantization.straight_through import Quantizer, fake_quantize, top_level
 
 FEWEST_BITS, MOST_BITS = 1, 8
-
-
-def top_level(bits: int, *, signed: bool) -> int:
-    """The largest integer of the grid.
-
-    Signed, 2^(b−1) − 1, so that the grid −top … top is symmetric and has zero in it;
-    one bit has the values −1 and 1 alone. Unsigned, 2^b − 1: one bit has 0 and 1.
-    """
-    if signed:
-        return max(1, 2 ** (bits - 1) - 1)
-    return 2**bits - 1
 
 
 def step(bound: jax.Array, bits: int, *, signed: bool) -> jax.Array:
@@ -40,8 +29,8 @@ def step(bound: jax.Array, bits: int, *, signed: bool) -> jax.Array:
 def quantize(x: jax.Array, bound: jax.Array, *, bits: int, signed: bool) -> jax.Array:
     """Rounds x to the nearest of the values that `bits` bits can tell apart.
 
-    y = s · clip(round(x / s), −top or 0, top), s = bound / top, see `top_level`; ties
-    go to the even integer. One bit signed is binary: bound where x ≥ 0, else −bound.
+    y = s · clip(round(x / s), −top or 0, top), s = bound / top (`top_level`); ties go
+    to the even integer. One bit signed is binary: bound where x ≥ 0, else −bound.
     Gradients are those of `straight_through.fake_quantize`.
 
     Args:

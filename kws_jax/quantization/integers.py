@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from kws_jax.quantization import fixed
 from kws_jax.quantization.network import (
     QuantizedNetwork,
     folded_bias,
@@ -14,16 +13,17 @@ from kws_jax.quantization.network import (
     norms_of,
     weight_bound,
 )
+from kws_jax.quantization.straight_through import top_level
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """How the input of a layer is rounded: q = clip(round(x / scale), lowest, highest).
+    """How the input of a layer is rounded: q = clip(round(x / scale), −h or 0, h).
 
-    Its value is then scale · q: the integer of zero is 0. One bit signed has no zero:
-    q = 1 where x ≥ 0, else −1.
+    h is `highest`, below it is −h where q is signed. Its value is then scale · q: the
+    integer of zero is 0. One bit signed has no zero: q = 1 where x ≥ 0, else −1.
 
     Attributes:
       name: of the first layer with this input; layers of one name share one input.
@@ -40,12 +40,7 @@ class Activation:
     @property
     def highest(self) -> int:
         """The largest integer."""
-        return fixed.top_level(self.bits, signed=self.signed)
-
-    @property
-    def lowest(self) -> int:
-        """The smallest integer."""
-        return -self.highest if self.signed else 0
+        return top_level(self.bits, signed=self.signed)
 
 
 @dataclasses.dataclass(frozen=True)

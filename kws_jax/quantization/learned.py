@@ -10,12 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from kws_jax.ops.magnitude import magnitude
-from kws_jax.quantization.straight_through import fake_quantize
+from kws_jax.quantization.straight_through import fake_quantize, top_level
 
-PyTree = Any
 FEWEST_BITS = 2
 
 
@@ -54,13 +52,13 @@ def quantize(
       bits: scalar, a whole number of at least 2.
       signed: whether the values may be negative.
     """
-    top = _top_level(bits, signed)
+    top = top_level(bits, signed=signed)
     return fake_quantize(_signed if signed else _unsigned, signed, x, bound, top)
 
 
 def step(bound: jax.Array, bits: jax.Array, *, signed: bool) -> jax.Array:
     """The value of the integer 1, s of `quantize`."""
-    return _step(bound, _top_level(bits, signed))
+    return _step(bound, top_level(bits, signed=signed))
 
 
 def mean_bits(bits: Mapping[str, Any], counts: Mapping[str, int]) -> Any:
@@ -74,25 +72,12 @@ def mean_bits(bits: Mapping[str, Any], counts: Mapping[str, int]) -> Any:
     return sum(bits[name] * (counts[name] / total) for name in bits)
 
 
-def keep_in_range(most: int) -> optax.GradientTransformation:
-    """Shortens the updates of offsets so that |o| + 2 stays at most `most`.
+def largest_offset(most: int) -> float:
+    """The size of o at which `bit_width` gives `most`.
 
-    The last of a chain. Without it, an o that has grown far would give no more bits,
-    and take as long to come back.
+    An o that has grown further would give no more bits, and take as long to come back.
     """
-    limit = float(most - FEWEST_BITS)
-
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> Any:
-        def shortened(update: jax.Array, offset: jax.Array) -> jax.Array:
-            return jnp.clip(offset + update, -limit, limit) - offset
-
-        return jax.tree.map(shortened, updates, params), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def _top_level(bits: jax.Array, signed: bool) -> jax.Array:
-    return 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    return float(most - FEWEST_BITS)
 
 
 def _step(bound: jax.Array, top: jax.Array) -> jax.Array:

@@ -6,12 +6,24 @@ that of the identity in its place: Bengio, Léonard and Courville, 2013, arXiv 1
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 # (x, bound, top) -> x on the grid bound/top · {-top or 0, …, top}
 Quantizer = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def top_level(bits: Any, *, signed: bool) -> Any:
+    """The largest integer of the grid of b bits: a number, or an array of at least 2.
+
+    Signed, 2^(b−1) − 1, so that the grid −top … top is symmetric and has zero in it;
+    one bit has the values −1 and 1 alone. Unsigned, 2^b − 1: one bit has 0 and 1.
+    """
+    largest = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    # A maximum would halve the gradient by two learned bits.
+    return largest if isinstance(bits, jax.Array) else max(1, largest)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

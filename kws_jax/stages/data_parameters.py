@@ -27,7 +27,8 @@ from kws_jax.stages.data_parameter_records import (
 from kws_jax.training.checkpoints import saving, write_json
 from kws_jax.training.logs import JsonLines
 from kws_jax.training.loop import StagePlan
-from kws_jax.training.sparse_momentum import keep_within, sparse_momentum
+from kws_jax.training.optimizers import keep_within
+from kws_jax.training.sparse_momentum import sparse_momentum
 from kws_jax.training.state import DATA_PARAMETERS, TrainState
 from kws_jax.workdirs import read_json
 

@@ -29,7 +29,7 @@ from kws_jax.stages import networks, runner, train, training_run
 from kws_jax.stages.learner import classification_loss
 from kws_jax.stages.validation import objective_of
 from kws_jax.training.checkpoints import saving, write_json
-from kws_jax.training.optimizers import create_optimizer
+from kws_jax.training.optimizers import create_optimizer, keep_within
 from kws_jax.training.state import (
     WEIGHTS,
     TrainState,
@@ -295,7 +295,8 @@ def transformations_of(
     weights, schedule = create(stage.optimizer)
     bounds, _ = create(stage.range_optimizer)
     bits, _ = create(stage.bits_optimizer)
-    bits = optax.chain(bits, learned.keep_in_range(stage.bits.most))
+    largest = learned.largest_offset(stage.bits.most)
+    bits = optax.chain(bits, keep_within(-largest, largest))
     return {WEIGHTS: weights, BOUNDS: bounds, BITS: bits}, schedule
 
 

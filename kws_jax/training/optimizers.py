@@ -155,6 +155,26 @@ def for_part(
     return optax.partition({**frozen, part: transformation}, _parts_of)
 
 
+def keep_within(low: float, high: float) -> optax.GradientTransformation:
+    """Changes updates so that all parameters are in [low, high] after them.
+
+    That is true of the parameters that had no update too, to one rounding of float32.
+    It stands last in a chain.
+    """
+
+    def update(
+        updates: Any, state: optax.EmptyState, params: Any = None
+    ) -> tuple[Any, optax.EmptyState]:
+        if params is None:
+            raise ValueError("keep_within needs the parameters: update(…, params).")
+        kept = jax.tree.map(
+            lambda u, p: jnp.clip(p + u, low, high) - p, updates, params
+        )
+        return kept, state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def has_head(params: Mapping[str, Any]) -> bool:
     """Whether there is something in a network's parameters for the part "head"."""
     return "head" in jax.tree.leaves(_parts_of(params))

@@ -1,4 +1,4 @@
-"""Momentum SGD for tables of which a step sees few entries, and bounds on values."""
+"""Momentum SGD for tables of which a step sees few entries."""
 
 from typing import Any, NamedTuple
 
@@ -55,23 +55,3 @@ def sparse_momentum(
         return updates, SparseMomentumState(moved)
 
     return optax.GradientTransformation(init, update)
-
-
-def keep_within(low: float, high: float) -> optax.GradientTransformation:
-    """Changes updates so that all parameters are in [low, high] after them.
-
-    That is true of the parameters that had no update too, to one rounding of float32.
-    It stands last in a chain.
-    """
-
-    def update(
-        updates: PyTree, state: optax.EmptyState, params: PyTree = None
-    ) -> tuple[PyTree, optax.EmptyState]:
-        if params is None:
-            raise ValueError("keep_within needs the parameters: update(…, params).")
-        kept = jax.tree.map(
-            lambda u, p: jnp.clip(p + u, low, high) - p, updates, params
-        )
-        return kept, state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

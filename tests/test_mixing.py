@@ -163,7 +163,7 @@ def test_crops_never_cross_a_border_and_reach_every_start():
     bank = NoiseBank.from_recordings(recordings)
     u = np.random.default_rng(7).random((2, 3000))
     u[:, :4] = [[0, 0, 1 - 1e-16, 1 - 1e-16], [0, 1 - 1e-16, 0, 1 - 1e-16]]
-    crops = bank.crops(*u) // 2
+    crops = bank.cut(bank.first_samples(*u)) // 2
     assert (crops == crops[:, :1]).all()
     # Recordings are equally likely, whatever their lengths.
     for i in range(3):
@@ -173,7 +173,7 @@ def test_crops_never_cross_a_border_and_reach_every_start():
 def test_crop_starts_are_uniform_over_all_valid_ones():
     ramp = np.arange(CLIP_SAMPLES + 4, dtype=np.int16)
     bank = NoiseBank.from_recordings([Recording("ramp", ramp)])
-    crops = bank.crops(np.zeros(5), np.arange(5) / 5 + 1e-9)
+    crops = bank.cut(bank.first_samples(np.zeros(5), np.arange(5) / 5 + 1e-9))
     np.testing.assert_array_equal(crops[:, 0], np.arange(5))
     np.testing.assert_array_equal(crops[:, -1], np.arange(5) + CLIP_SAMPLES - 1)
 
@@ -226,7 +226,7 @@ def test_one_click_in_a_long_recording_is_enough():
         audio = np.zeros(40_000, np.int16)
         audio[place] = 1
         bank = NoiseBank.from_recordings([Recording("click", audio)])
-        crops = bank.crops(np.zeros(200), np.arange(200) / 200)
+        crops = bank.cut(bank.first_samples(np.zeros(200), np.arange(200) / 200))
         assert (np.count_nonzero(crops, axis=1) == 1).all()
 
 
@@ -237,10 +237,10 @@ def test_short_recording_is_looped_without_a_jump_or_a_change_of_level():
     bank = NoiseBank.from_recordings([Recording("tone", tone), Recording("hiss", hiss)])
     assert (bank.lengths > CLIP_SAMPLES).all()
     starts = np.linspace(0, 1 - 1e-9, 20)
-    tones = bank.crops(np.zeros(20), starts).astype(int)
+    tones = bank.cut(bank.first_samples(np.zeros(20), starts)).astype(int)
     # No step larger than a cross-faded tone of √2 times the amplitude can make.
     assert np.abs(np.diff(tones)).max() < 2 * np.abs(np.diff(tone.astype(int))).max()
-    hisses = bank.crops(np.full(20, 0.5), starts)
+    hisses = bank.cut(bank.first_samples(np.full(20, 0.5), starts))
     np.testing.assert_allclose(_rms(hisses), _rms(hiss), rtol=0.03)
 
 
@@ -263,7 +263,7 @@ def test_tiny_recording_is_looped_too(samples):
     bank = NoiseBank.from_recordings(
         [Recording("tick", np.int16(100 - np.arange(samples)))]
     )
-    assert bank.crops(np.zeros(1), np.zeros(1)).any()
+    assert bank.cut(bank.first_samples(np.zeros(1), np.zeros(1))).any()
 
 
 def test_silent_recordings_are_refused_by_name():

@@ -68,8 +68,8 @@ class NoiseBank:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def crops(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """Crops of one clip's length, chosen by uniform draws.
+    def first_samples(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Where in `audio` crops of one clip's length begin, chosen by uniform draws.
 
         The recording is uniform over recordings (not over their seconds: a long one
         does not drown the short kinds), then the start is uniform over those in its
@@ -80,12 +80,8 @@ class NoiseBank:
           start: float [b] in [0, 1), choose the first sample.
 
         Returns:
-          int16 [b, CLIP_SAMPLES].
+          int64 [b], for `cut`.
         """
-        return self.cut(self.first_samples(recording, start))
-
-    def first_samples(self, recording: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """Where in `audio` the crops that `crops` gives begin, int64 [b]."""
         row = (np.asarray(recording) * len(self)).astype(np.int64)
         place = (np.asarray(start) * self.choices[row]).astype(np.int64)
         first, before, ranges_before = self._places

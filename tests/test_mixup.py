@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from kws_jax.training import sharding
 from kws_jax.training.mixup import mixup, with_mixup
@@ -56,14 +57,32 @@ def test_shares_and_partners_are_distributed_as_asked(draws):
     kept = MASK.sum()
     # Half of the clips, but for those whose partner is padding: 0.45 on average.
     assert abs(len(shares) / kept - 0.45) < 4 * np.sqrt(0.25 / kept)
-    deviation = np.sqrt(1 / (4 * (2 * ALPHA + 1)))  # of Beta(α, α)
-    assert abs(shares.mean() - 0.5) < 4 * deviation / np.sqrt(len(shares))
-    assert shares.std() == pytest.approx(deviation, rel=0.25)
     assert (share[~MASK] == 1).all()
     others = partner[share < 1]
     assert MASK[others].all()
     np.testing.assert_array_equal(others, np.flatnonzero(share < 1) ^ 1)
     assert len(set(shares)) == len(shares)
+
+
+def test_shares_are_of_the_beta_distribution_that_is_asked_for():
+    clips = 100_000
+    batch = {
+        "audio": jnp.zeros((clips, 1)),
+        # Of another word than the partner, which is next to it.
+        "label": jnp.arange(clips, dtype=jnp.int32) % 2,
+        "index": jnp.arange(clips, dtype=jnp.int32),
+        "mask": jnp.ones(clips, bool),
+    }
+    settings = {"num_labels": 2, "probability": 1.0, "alpha": ALPHA, "mesh": MESH}
+    target = np.asarray(MIX(jax.random.key(5), batch, **settings)["target"])
+    shares = target[np.arange(clips), np.arange(clips) % 2]
+
+    def fit(alpha):
+        return stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue
+
+    assert fit(ALPHA) > 0.01
+    # So many are told from those of an α near by.
+    assert max(fit(0.9 * ALPHA), fit(1.1 * ALPHA)) < 1e-4
 
 
 def test_audio_and_labels_are_mixed_by_the_formula(draws):

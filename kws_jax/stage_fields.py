@@ -8,6 +8,8 @@ from kws_jax.errors import UserError, nearest
 
 # Kinds of stages that make no steps, and need nothing but these two.
 WITHOUT_STEPS = ("random_search",)
+# Kinds of stages that train the network's own weights, from which the next one goes on.
+TRAINS_NETWORK = ("train", "embed")
 _ALL = ("name", "kind")
 # Of every kind that makes steps, one's own too.
 _STEPS = (

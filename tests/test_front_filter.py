@@ -1,6 +1,7 @@
 """Front filters before networks, and those the dynamic filter is compared with."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from network_values import QUICK, conv_same, random_variables
 from tiny_parts import tiny_config, tiny_parts
 
-from configs import autokws, dynamic_filter
+from configs import autokws, dynamic_filter, pair_loss
 from configs.common import spec_augment
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import create_frontend
@@ -25,8 +26,14 @@ from kws_jax.parts import Setup
 from kws_jax.search.methods import create_method
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
-from kws_jax.stages import dispatch, learner, networks, search
-from kws_jax.stages.epochs import EPOCH, tell_of_temperature, with_epoch
+from kws_jax.stages import dispatch, embed, learner, networks, runner, search
+from kws_jax.stages.epochs import (
+    EPOCH,
+    tell_of_temperature,
+    told_of_epochs,
+    with_epoch,
+)
+from kws_jax.training.checkpoints import StageCheckpoints
 from kws_jax.training.optimizers import for_part
 from kws_jax.training.state import ARCHITECTURE, WEIGHTS, create_train_state
 from kws_jax.training.step import make_train_step
@@ -193,12 +200,69 @@ def test_a_stage_too_short_for_the_temperature_says_so(
     assert f"at most {epochs:g}." in told
 
 
-def test_a_training_behind_dynamic_convolution_tells_its_temperature(tmp_path, capsys):
+def behind_dynamic_convolution(*stages):
+    """Parts of 23 clips: trainings in batches of 4, with changes; None is an embed."""
     config = tiny_config(steps=2, batch_size=4).unlock()
     config.front_filter = ConfigDict({"name": "dynamic_conv", "groups": 4})
-    dispatch.run(tiny_parts(config), 0, tmp_path)
+    (train,) = config.stages
+    made = []
+    for index, changes in enumerate(stages):
+        stage = train.copy_and_resolve_references()
+        if changes is None:
+            stage = pair_loss.embed_stage(train, "cn2")
+            stage.update(tuples_per_batch=2)
+            changes = {}
+        stage.update({"name": f"stage {index}", **changes})
+        made.append(stage)
+    config.stages = tuple(made)
+    return tiny_parts(config, clips=23)
+
+
+def test_trainings_behind_dynamic_convolution_tell_its_temperature(tmp_path, capsys):
+    """The second goes on where the first has ended, and does not begin anew."""
+    parts = behind_dynamic_convolution({}, None)
+    dispatch.run(parts, 0, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        # What is told is told before.
+        patch.setattr(embed.training_run, "run", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            dispatch.run(parts, 1, tmp_path)
     told = capsys.readouterr().err
-    assert told.count("temperature_epochs = 10") == 1
+    assert told.count("temperature_epochs = 10") == 2
+    first, both = 2 / (23 / 4), 2 / (23 / 4) + 2 / (23 / 10)
+    assert f"the {first:.3g} epochs of stage 'stage 0' are fewer than" in told
+    assert f"the {both:.3g} epochs up to the end of stage 'stage 1' are few" in told
+    assert f"falls to {30 - 29 * both / 10:.3g} alone" in told
+
+
+def test_epochs_that_stages_really_made_go_on_in_the_next(tmp_path):
+    long = {"steps": 100}
+    parts = behind_dynamic_convolution(
+        long, long, {**long, "trained_part": "head"}, long, long
+    )
+    # The first two ended early, the second one at its best; the head's made no epoch.
+    for index, steps in enumerate(((3, 6), (23,), (50,), (40,))):
+        checkpoints = StageCheckpoints(runner.stage_folder(parts, index, tmp_path))
+        for step in steps:
+            checkpoints.save_last(step, {"a": jnp.zeros(1)}, {})
+        checkpoints.close()
+    model, told = FilteredNetwork(DynamicConv(), create_model("tc_resnet8", K)), []
+
+    def step(state, *inputs):
+        told.append(float(inputs[0][EPOCH]))
+        return state, {}
+
+    def step_of(index):
+        plan = runner.plan_of(parts, index, 23)
+        return told_of_epochs(step, parts, index, tmp_path, model, plan)
+
+    for index in (0, 1, 3):
+        step_of(index)(SimpleNamespace(step=jnp.int32(5)), {}, "key")
+    epochs = [5 / (23 / 4), (6 + 5) / (23 / 4), (6 + 23 + 5) / (23 / 4)]
+    assert told == pytest.approx(epochs, rel=1e-6)
+    assert step_of(2) is step
+    # After 12 epochs the temperature is at 1.
+    assert step_of(4) is step
 
 
 def test_filter_of_a_supernet_is_trained_with_its_weights():

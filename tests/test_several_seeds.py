@@ -197,6 +197,10 @@ def test_optimisers_that_stand_at_different_steps_do_not_go_on_at_once():
     assert "different steps" in seeds_at_once.obstacle(tiny_parts(config), 1)
     config.stages[1].optimizer_start = "restart"
     assert seeds_at_once.obstacle(tiny_parts(config), 1) == ""
+    config.front_filter.name = "dynamic_conv"
+    assert "different epochs" in seeds_at_once.obstacle(tiny_parts(config), 1)
+    config.stages[0].stop.rule = "length"
+    assert seeds_at_once.obstacle(tiny_parts(config), 1) == ""
 
 
 def test_each_seed_keeps_the_first_of_its_own_best_states():

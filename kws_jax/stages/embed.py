@@ -21,7 +21,7 @@ from kws_jax.errors import UserError, nearest
 from kws_jax.objectives import metric_learning
 from kws_jax.parts import Parts
 from kws_jax.stages import networks, runner, train, training_run
-from kws_jax.stages.epochs import EPOCH, tell_of_temperature, with_epoch
+from kws_jax.stages.epochs import EPOCH, told_of_epochs
 from kws_jax.stages.learner import features_for_training
 from kws_jax.stages.validation import LogitsOf
 from kws_jax.training import sharding
@@ -212,8 +212,8 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         compute_dtype=parts.config.compute_dtype,
         norm_mesh=networks.mesh_of_norms(parts),
     )
-    tell_of_temperature(model, plan)
-    step = with_epoch(make_train_step(loss_fn, transformations), model, plan)
+    step = make_train_step(loss_fn, transformations)
+    step = told_of_epochs(step, parts, index, folder, model, plan)
 
     def embedding_of(state: TrainState, features: jax.Array) -> jax.Array:
         embeddings = networks.embed(model, variables_of(state), features)

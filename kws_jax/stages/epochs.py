@@ -1,6 +1,7 @@
 """How far a stage is, told to the networks that change with it."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,8 @@ import flax.linen as nn
 from kws_jax import together
 from kws_jax.models.front_filter import FilteredNetwork
 from kws_jax.models.learned_frontend import WithFrontend
+from kws_jax.parts import Parts
+from kws_jax.stages import runner
 from kws_jax.stages.feeding import Step
 from kws_jax.training.loop import StagePlan
 from kws_jax.training.state import TrainState
@@ -16,8 +19,38 @@ from kws_jax.training.state import TrainState
 EPOCH = "epoch"
 
 
-def with_epoch(step: Step, model: nn.Module, plan: StagePlan) -> Step:
-    """The step with the epochs of its stage so far in each of its batches.
+def told_of_epochs(
+    step: Step,
+    parts: Parts,
+    index: int,
+    folder: Path,
+    model: nn.Module,
+    plan: StagePlan,
+) -> Step:
+    """The step of stage `index` with the epochs so far, if its network changes by them.
+
+    They go on from those that were made in the stages before, where this one goes on
+    from their weights: a temperature that a stage has not brought to its end falls
+    further in the next. Where that ends before it too, it is told.
+    """
+    if parts.config.stages[index].get("trained_part", "all") == "head":
+        # The frozen encoder infers, as at the end of training.
+        return step
+    before = 0.0
+    if runner.follows_training(parts, index):
+        falls = _temperature_epochs(model)
+        before = runner.epochs_before(parts, index, folder) if falls else 0.0
+        if before >= falls:
+            # All has come to its end; the step is one with those of other such stages.
+            return step
+    tell_of_temperature(model, plan, before)
+    return with_epoch(step, model, plan, before)
+
+
+def with_epoch(
+    step: Step, model: nn.Module, plan: StagePlan, before: float = 0.0
+) -> Step:
+    """The step with the epochs so far in each of its batches, `before` those of others.
 
     For networks behind a front filter, which may change with them; the losses of the
     stages hand `batch.get(EPOCH)` on. Other networks' steps stay as they are.
@@ -27,31 +60,37 @@ def with_epoch(step: Step, model: nn.Module, plan: StagePlan) -> Step:
 
     def told(state: TrainState, *inputs: Any) -> tuple[TrainState, Any]:
         *batches, key = inputs
-        epoch = state.step / plan.steps_per_epoch
+        epoch = before + state.step / plan.steps_per_epoch
         return step(state, *({**batch, EPOCH: epoch} for batch in batches), key)
 
     return told
 
 
-def tell_of_temperature(model: nn.Module, plan: StagePlan) -> None:
+def tell_of_temperature(model: nn.Module, plan: StagePlan, before: float = 0.0) -> None:
     """Tells where a stage ends before the temperature of its front filter is at 1.
 
     Filters that have one are validated and tested at 1, whatever they were trained at.
+    Epochs `before` the stage count too.
     """
-    front = _front_filter(model)
-    falls = getattr(front, "temperature_epochs", 0.0)
-    epochs = plan.total_steps / plan.steps_per_epoch
-    start = getattr(front, "temperature", 1.0)
+    falls = _temperature_epochs(model)
+    epochs = before + plan.total_steps / plan.steps_per_epoch
+    start = getattr(_front_filter(model), "temperature", 1.0)
     if epochs >= falls or start == 1 or not together.is_first():
         return
     reached = start + (1 - start) * epochs / falls
+    until = "up to the end of stage" if before else "of stage"
     print(
-        f"note: the {epochs:.3g} epochs of stage {plan.name!r} are fewer than "
+        f"note: the {epochs:.3g} epochs {until} {plan.name!r} are fewer than "
         f"config.front_filter.temperature_epochs = {falls:g}: the temperature falls to "
         f"{reached:.3g} alone, and networks are validated and tested at 1. Train "
         f"longer, or set it to at most {epochs:.3g}.",
         file=sys.stderr,
     )
+
+
+def _temperature_epochs(model: nn.Module) -> float:
+    """In which the temperature of the front filter falls; 0 where it has none."""
+    return float(getattr(_front_filter(model), "temperature_epochs", 0.0))
 
 
 def _front_filter(model: nn.Module) -> nn.Module | None:

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from kws_jax import config as configs
-from kws_jax import together
+from kws_jax import stage_fields, together
 from kws_jax.data.tuples import tuple_classes
 from kws_jax.errors import UserError
 from kws_jax.parts import Parts, Setup
@@ -29,8 +29,6 @@ from kws_jax.training.stopping import HIGHEST_SCORE, LENGTH, Notes, Rule, create
 from kws_jax.training.tensorboard import TensorBoard
 
 DONE_FILE = "done.json"
-# Kinds of stages that train the network's own weights.
-_TRAINS_NETWORK = ("train", "embed")
 
 
 def stage_folder(parts: Setup, index: int, folder: Path) -> Path:
@@ -162,7 +160,28 @@ def last_state(parts: Setup, index: int, folder: Path, like: TrainState) -> Trai
 
 def follows_training(parts: Setup, index: int) -> bool:
     """Whether stage `index` goes on from the weights of the stage before."""
-    return index > 0 and parts.config.stages[index - 1].kind in _TRAINS_NETWORK
+    stages = parts.config.stages
+    return index > 0 and stages[index - 1].kind in stage_fields.TRAINS_NETWORK
+
+
+def epochs_before(parts: Parts, index: int, folder: Path) -> float:
+    """Epochs that what stage `index` goes on from has been trained for.
+
+    Those that the stages before really made, where one has ended before its length;
+    stages that train the head alone leave all else as it was, and do not count.
+    """
+    if not follows_training(parts, index):
+        return 0.0
+    before, stage = index - 1, parts.config.stages[index - 1]
+    epochs = epochs_before(parts, before, folder)
+    if stage.get("trained_part", "all") == "head":
+        return epochs
+    checkpoints = StageCheckpoints(stage_folder(parts, before, folder), read_only=True)
+    steps = checkpoints.last_step() or 0
+    checkpoints.close()
+    return (
+        epochs + steps / plan_of(parts, before, len(parts.task.train)).steps_per_epoch
+    )
 
 
 def continues_optimizer(parts: Setup, index: int) -> bool:

@@ -18,9 +18,10 @@ from kws_jax import config as configs
 from kws_jax import together
 from kws_jax.errors import UserError
 from kws_jax.models import fusion
+from kws_jax.models.front_filter import NONE
 from kws_jax.parts import Parts
 from kws_jax.stages import feeding, networks, runner, train, training_run, validation
-from kws_jax.stages.epochs import tell_of_temperature, with_epoch
+from kws_jax.stages.epochs import told_of_epochs
 from kws_jax.stages.learner import create_learner
 from kws_jax.stages.stacked_seeds import (
     EachHighest,
@@ -55,9 +56,22 @@ def obstacle(parts: Parts, index: int) -> str:
     before = parts.config.stages[index - 1]
     if runner.continues_optimizer(parts, index) and before.stop.rule != "length":
         return "the optimisers that seeds continue stand at different steps"
+    if _filters_differ(parts, index):
+        return "the front filters that seeds go on with stand at different epochs"
     if networks.mesh_of_norms(parts) is not None:
         return "batch_norm_of = 'device' splits batches between devices"
     return ""
+
+
+def _filters_differ(parts: Parts, index: int) -> bool:
+    """Whether seeds may have trained a front filter for different lengths before."""
+    filtered = parts.config.get("front_filter", {"name": NONE})["name"] != NONE
+    while filtered and runner.follows_training(parts, index):
+        index -= 1
+        stop = parts.config.stages[index].get("stop")
+        if stop and stop.rule != "length":
+            return True
+    return False
 
 
 def begun(parts: Parts, index: int, folder: Path) -> bool | None:
@@ -114,10 +128,7 @@ def run(members: Sequence[Member], index: int, folder: Path) -> None:
     del starts
     if jax.process_count() > 1:
         together.check_same(f"a start of stage {plan.name!r}", sharding.digest(start))
-    step = learner.step
-    if not runner.follows_training(first, index):
-        tell_of_temperature(model, plan)
-        step = with_epoch(step, model, plan)
+    step = told_of_epochs(learner.step, first, index, members[0].folder, model, plan)
     stepped = first.once(("of each seed", step), lambda: step_of_each(step))
     keys = jnp.stack([runner.stage_key(member.parts, index) for member in members])
     feed = feeding.create_feed(

@@ -22,7 +22,7 @@ from kws_jax.stages import (
     training_run,
     validation,
 )
-from kws_jax.stages.epochs import tell_of_temperature, with_epoch
+from kws_jax.stages.epochs import told_of_epochs
 from kws_jax.stages.learner import create_learner
 from kws_jax.training.optimizers import updates_made
 from kws_jax.training.state import (
@@ -64,11 +64,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         table.trees() if table else {},
     )
     updates = updates_made(state.opt_state[WEIGHTS])
-    step = learner.step
-    if not runner.follows_training(parts, index):
-        # What changes with the epochs has come to its end where a stage goes on.
-        tell_of_temperature(model, plan)
-        step = with_epoch(step, model, plan)
+    step = told_of_epochs(learner.step, parts, index, folder, model, plan)
     trained = training_run.run(
         parts,
         index,

@@ -130,6 +130,10 @@ class StageCheckpoints:
                 raise self._cannot_read(manager, step, error) from error
         return {}
 
+    def last_step(self) -> int | None:
+        """The step of the newest state; None where there is none."""
+        return self._last.latest_step()
+
     def best_step(self) -> int | None:
         """The step of the best state; None where there is none."""
         return self._best.latest_step()

@@ -331,12 +331,14 @@ def train_stage() -> ConfigDict:
             "stop": stop(),
             # 'cross_entropy', or 'binary_cross_entropy' of k independent sigmoids.
             "objective": "cross_entropy",
-            # 'all', or 'head': the linear layer on the embedding of the stage before.
+            # 'all', or 'head': the linear layer on the embedding of the stage before,
+            # which must be one that trains the network ('embed' or 'train').
             "trained_part": "all",
             "label_smoothing": 0.0,
             "optimizer": tc_resnet_sgd(),
             # After another stage of training: 'restart' the optimiser and its schedule,
-            # or 'continue' them as they were in the end of that stage.
+            # or 'continue' them as they were in the end of that stage; data parameters
+            # begin anew.
             "optimizer_start": "restart",
             "condition": training_condition(),
             "spec_augment": spec_augment(),

@@ -288,6 +288,14 @@ def test_what_the_model_does_not_fit_is_told():
     with pytest.raises(UserError, match=r"kind 'quantize'.*'train' alone"):
         acoustic.check(setup)
     config.stages[0].kind = "train"
+    config.stages[0].objective = "binary_cross_entropy"
+    with pytest.raises(UserError, match=r"\[0\]\.objective = 'binary.*'cross_entropy'"):
+        acoustic.check(setup)
+    config.stages[0].objective = "cross_entropy"
+    config.stages[0].mixup.probability = 0.5
+    with pytest.raises(UserError, match=r"\[0\]\.mixup\.probability = 0\.5.*it to 0"):
+        acoustic.check(setup)
+    config.stages[0].mixup.probability = 0.0
     config.stages[0].alignment.flat_fraction = 1.5
     with pytest.raises(UserError, match=r"alignment\.flat_fraction = 1\.5"):
         acoustic.check(setup)

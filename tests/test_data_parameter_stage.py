@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from tiny_parts import LABELS, killed_after_saving, tiny_config, tiny_parts
 
 from configs import common
+from kws_jax import config as configs
 from kws_jax.data.corpus import Split
 from kws_jax.errors import UserError
 from kws_jax.stages import dispatch, learner, networks, runner, train
@@ -267,7 +268,9 @@ def test_a_run_taken_up_again_ends_as_an_undisturbed_one(finished, tmp_path):
     assert lines(tmp_path) == lines(finished.folder)
 
 
-@pytest.mark.parametrize("modes", [("joint", "none"), ("none", "class")])
+@pytest.mark.parametrize(
+    "modes", [("joint", "none"), ("none", "class"), ("class", "joint")]
+)
 def test_weights_keep_their_optimiser_where_tables_come_and_go(
     tiny_network, tmp_path, modes
 ):
@@ -277,6 +280,8 @@ def test_weights_keep_their_optimiser_where_tables_come_and_go(
     config.stages = (config.stages[0], later)
     for stage, mode in zip(config.stages, modes, strict=True):
         stage.data_parameters.mode = mode
+        stage.optimizer.schedule = "constant"
+    configs.check(config)
     parts = tiny_parts(config, CLIPS)
     dispatch.run(parts, 0, tmp_path)
     transformation, _ = create_optimizer(

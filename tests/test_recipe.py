@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from configs import autokws, convmixer
+from configs import autokws, convmixer, end_to_end_nas, pair_loss, quantized
 from kws_jax import config as configs
 from kws_jax import recipes
 from kws_jax.errors import UserError
 from kws_jax.frontends import log_mel
 from kws_jax.objectives.binary import sigmoid_cross_entropy
 from kws_jax.objectives.registry import OBJECTIVES
-from kws_jax.training.optimizers import create_optimizer, create_schedule, updates_made
+from kws_jax.training.optimizers import (
+    SCHEDULES,
+    create_optimizer,
+    create_schedule,
+    updates_made,
+)
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 4, (6, 5)).astype(np.float32)
@@ -172,4 +177,85 @@ def test_a_schedule_over_one_stage_cannot_go_on_in_the_next(schedule):
     for stage in config.stages:
         stage.optimizer.schedule = schedule
     with pytest.raises(UserError, match=r"'continue' needs a learning rate that does"):
+        configs.check(config)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_rate_depends_on_the_length_where_two_lengths_have_others(name, fraction):
+    settings = convmixer.get_config().stages[0].optimizer.copy_and_resolve_references()
+    settings.update(
+        schedule=name, warmup_fraction=fraction, step_at=(0.5,), step_epochs=(1.0,)
+    )
+    short, long = (
+        create_schedule(settings, steps, steps_per_epoch=3.0) for steps in (6, 12)
+    )
+    differ = any(float(short(step)) != float(long(step)) for step in range(6))
+    assert recipes.depends_on_length(settings) == differ
+
+
+def test_a_schedule_that_is_not_known_here_may_depend_on_the_length():
+    settings = convmixer.get_config().stages[0].optimizer.copy_and_resolve_references()
+    settings.schedule = "one_cycle"
+    assert recipes.depends_on_length(settings)
+
+
+def with_stage_behind(config, **changes):
+    """The experiment with its last stage of training once more behind all others."""
+    config.unlock()
+    last = [s for s in config.stages if s.kind == "train"][-1]
+    last = last.copy_and_resolve_references()
+    last.optimizer.schedule = "constant"
+    last.update({"name": "behind", **changes})
+    config.stages = (*config.stages, last)
+    return config
+
+
+# Kind of a stage -> an experiment whose stages end with it when the last is left out.
+BEFORE = {
+    "search": (autokws, "demo"),
+    "random_search": (autokws, "random,demo"),
+    "proxyless_search": (end_to_end_nas, "demo"),
+    "embed": (pair_loss, "demo"),
+}
+
+
+def behind(kind, **changes):
+    """A stage of training behind one of this kind."""
+    if kind == "quantize":
+        return with_stage_behind(quantized.get_config("w8a8,demo"), **changes)
+    file, words = BEFORE[kind]
+    config = file.get_config(words).unlock()
+    config.stages[-1].optimizer.schedule = "constant"
+    config.stages[-1].update(changes)
+    assert config.stages[-2].kind == kind
+    return config
+
+
+@pytest.mark.parametrize("kind", [*sorted({*BEFORE} - {"embed"}), "quantize"])
+def test_a_head_alone_needs_an_encoder_that_is_trained_right_before(kind):
+    told = rf"'head' needs an encoder .* which is one of kind '{kind}': put one of kind"
+    with pytest.raises(UserError, match=told):
+        configs.check(behind(kind, trained_part="head"))
+
+
+def test_a_head_may_be_trained_behind_stages_that_train_the_network():
+    configs.check(behind("embed", trained_part="head"))
+    config = convmixer.get_config("clean,demo")
+    head = {"trained_part": "head", "optimizer_start": "restart"}
+    configs.check(with_stage_behind(config, **head))
+
+
+@pytest.mark.parametrize("kind", [*BEFORE, "quantize"])
+def test_only_an_optimiser_of_training_can_go_on(kind):
+    told = rf"'continue' goes on .* that is of kind '{kind}': say 'restart'"
+    with pytest.raises(UserError, match=told):
+        configs.check(behind(kind, optimizer_start="continue"))
+
+
+@pytest.mark.parametrize("field", ["objective", "validation"])
+def test_words_of_a_quantised_training_are_checked_too(field):
+    config = quantized.get_config("w4a4,demo")
+    config.stages[1][field] = "x"
+    with pytest.raises(UserError, match=rf"stages\[1\]\.{field} = 'x' is unknown"):
         configs.check(config)

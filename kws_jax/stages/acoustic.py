@@ -22,6 +22,7 @@ from kws_jax.training.step import LossFn, accuracy
 
 PyTree = Any
 _FRONTEND = "mfcc"
+_OBJECTIVE = "cross_entropy"
 
 
 def check(setup: Setup) -> None:
@@ -52,6 +53,19 @@ def check(setup: Setup) -> None:
             raise UserError(
                 f"The network {NETWORK!r} needs {where}; start from a config that has "
                 f"it, such as configs/data_parameters.py:{NETWORK}."
+            )
+        if stage.objective != _OBJECTIVE:
+            raise UserError(
+                f"config.stages[{index}].objective = {stage.objective!r}, but the "
+                f"network {NETWORK!r} learns states by {_OBJECTIVE!r} alone: say that, "
+                "or choose another network."
+            )
+        if stage.mixup.probability > 0:
+            raise UserError(
+                f"config.stages[{index}].mixup.probability = "
+                f"{stage.mixup.probability:g}, but a mixture of clips has no "
+                f"alignment, which the network {NETWORK!r} learns: set it to 0, or "
+                "choose another network."
             )
         for field in ("flat_fraction", "energy_share"):
             if not 0 <= stage.alignment[field] <= 1:

@@ -273,8 +273,10 @@ def infer_with_frozen_encoder(
 ) -> tuple[jax.Array, PyTree]:
     """Logits [b, k] of the head in training on what the encoder infers.
 
-    The encoder uses its running statistics, which stay, and no gradient reaches it.
-    Arguments and result are otherwise those of `infer_in_training`.
+    The encoder uses its running statistics, which stay, and no gradient reaches it; a
+    front filter is part of it, and as at the end of training. Arguments and result are
+    otherwise those of `infer_in_training`, without what a frozen encoder has no use
+    for: `arguments`, `method`, `epoch` and `norm_mesh`.
     """
     params, batch_stats = split_variables(variables)
     rounded = jax.tree.map(lambda leaf: leaf.astype(compute_dtype), params)

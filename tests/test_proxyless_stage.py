@@ -175,6 +175,15 @@ def test_stages_that_cannot_search_are_refused():
     parts.config.data.on_device = True
     with pytest.raises(UserError, match="architecture_data to 'half'"):
         proxyless_space.check(parts)
+    # What trains no architecture has no use for the validation clips.
+    drawn = nas_parts("mfcc10,random")
+    drawn.config.data.on_device = True
+    proxyless_space.check(drawn, "random_search")
+    parts.config.network.layers = "E2K3,SKIP,SKIP,E2K3,SKIP,SKIP"
+    proxyless_space.check(parts)
+    drawn.config.front_filter.name = "dynamic"
+    with pytest.raises(UserError, match="kind 'random_search' searches a network wi"):
+        proxyless_space.check(drawn, "random_search")
     parts.config.network.name = "tenet12"
     with pytest.raises(UserError, match="searches the network 'mbconv'"):
         proxyless_space.check(parts)

@@ -63,13 +63,15 @@ def check(parts: Parts, folder: Path) -> None:
     _check_method(parts)
     for index, stage in enumerate(stages):
         if stage.kind == "proxyless_search" or draw.draws_layers(parts, stage):
-            proxyless_space.check(parts)
+            proxyless_space.check(parts, stage.kind)
             if stage.kind == "proxyless_search" and networks.finds_genotype(parts):
                 proxyless.check(parts, index)
         elif stage.kind in FINDS_GENOTYPE:
             search.create_space(parts)
         if stage.kind == "search":
             search.create_method(parts)
+            if networks.finds_genotype(parts):
+                search.check(parts, index)
         if "condition" in stage:
             parts.recipe(parts.task.train, stage)
         if stage.kind == "embed":

@@ -20,17 +20,21 @@ KIND = "proxyless_search"
 ARCHITECTURE_DATA = ("validation", "half")
 
 
-def check(parts: Parts) -> None:
-    """Raises UserError for a search that cannot run or whose limits nothing meets."""
+def check(parts: Parts, kind: str = KIND) -> None:
+    """Checks a search, or a random draw, whose stage is of this `kind`.
+
+    Raises:
+      UserError: where it cannot run, or its limits are met by nothing.
+    """
     config, search = parts.config, parts.config.search
     if config.network.name != "mbconv":
         raise UserError(
-            f"A stage of kind {KIND!r} searches the network 'mbconv'; config.network."
+            f"A stage of kind {kind!r} searches the network 'mbconv'; config.network."
             f"name = {config.network.name!r}."
         )
     if config.front_filter.name != "none":
         raise UserError(
-            f"A stage of kind {KIND!r} searches a network without a front filter: set "
+            f"A stage of kind {kind!r} searches a network without a front filter: set "
             "config.front_filter.name to 'none'."
         )
     if search.architecture_data not in ARCHITECTURE_DATA:
@@ -38,7 +42,9 @@ def check(parts: Parts) -> None:
             f"config.search.architecture_data = {search.architecture_data!r} is "
             f"unknown; {nearest(search.architecture_data, ARCHITECTURE_DATA)}"
         )
-    if config.data.on_device and search.architecture_data == "validation":
+    trains = kind == KIND and networks.finds_genotype(parts)
+    on_validation = search.architecture_data == "validation"
+    if trains and config.data.on_device and on_validation:
         raise UserError(
             "config.data.on_device keeps the training clips alone: set config.search."
             "architecture_data to 'half', or data.on_device to False."

@@ -95,6 +95,26 @@ def halves(split: Split, seed: int) -> tuple[Split, Split]:
     )
 
 
+def check(parts: Parts, index: int) -> None:
+    """Raises UserError where the stage's epochs leave no step for the architecture."""
+    stage = parts.config.stages[index]
+    weights_half, _ = halves(parts.task.train, parts.config.data.seed)
+    plan = runner.plan_of(parts, index, len(weights_half))
+    warm_up = _warm_up(stage, plan)
+    if warm_up >= plan.total_steps:
+        raise UserError(
+            f"config.stages[{index}] ({stage.name!r}) has 0 steps of its architecture "
+            f"in {plan.total_steps:,} steps: {warm_up:,} come before it (warmup_epochs "
+            f"= {stage.warmup_epochs:g}). The network would be one drawn at random: "
+            "give more epochs, or fewer of warmup_epochs."
+        )
+
+
+def _warm_up(stage: ConfigDict, plan: StagePlan) -> int:
+    """The step up to which the architecture stands still."""
+    return round(stage.warmup_epochs * plan.steps_per_epoch)
+
+
 def search_loss(
     parts: Parts,
     stage: ConfigDict,
@@ -153,7 +173,7 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
     )
     weights_half, architecture_half = halves(parts.task.train, parts.config.data.seed)
     plan = runner.plan_of(parts, index, len(weights_half))
-    warm_up = round(stage.warmup_epochs * plan.steps_per_epoch)
+    warm_up = _warm_up(stage, plan)
     plan = dataclasses.replace(plan, breaks=(warm_up,))
     tell_of_temperature(network, plan)
     weights, schedule = create_optimizer(
@@ -162,9 +182,10 @@ def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:
         steps_per_epoch=plan.steps_per_epoch,
         differentiable=parts.config.search.order == 2,
     )
+    # Its steps and epochs count from where it begins to move.
     architecture, _ = create_optimizer(
         stage.architecture_optimizer,
-        plan.total_steps,
+        plan.total_steps - warm_up,
         steps_per_epoch=plan.steps_per_epoch,
     )
     transformations = {WEIGHTS: weights, ARCHITECTURE: architecture}

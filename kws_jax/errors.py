@@ -1,8 +1,9 @@
 """What is meant for the user's eyes: one exception for mistakes, one for requests."""
 
+import contextlib
 import difflib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 _TERMINATED, _CTRL_C = 75, 130
 # Exit codes of a run that was asked to end.
@@ -37,6 +38,15 @@ class Interrupted(BaseException):
             f"{signal.Signals(number).name}: {where}; the same command goes on from "
             "there."
         )
+
+
+@contextlib.contextmanager
+def told_with(where: str) -> Iterator[None]:
+    """Puts `where`, a place in the config, before the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,12 +1,15 @@
+import dataclasses
 import json
+import re
 from types import SimpleNamespace
 
 import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny_parts import tiny_config, tiny_parts
 
-from configs import autokws, tc_resnet
+from configs import autokws, quantized, tc_resnet
 from kws_jax.deploy.inference import load_inference
 from kws_jax.errors import UserError
 from kws_jax.frontends.registry import create_frontend
@@ -104,3 +107,63 @@ def test_second_training_stage_starts_from_the_best_weights_of_the_first(
     assert int(continued.step) == 0
     with pytest.raises(AssertionError):
         chex.assert_trees_all_equal(fresh.trees[WEIGHTS], sevens)
+
+
+@pytest.mark.parametrize(
+    ("get_config", "index", "field"),
+    [
+        (autokws.get_config, 1, "optimizer"),
+        (autokws.get_config, 0, "architecture_optimizer"),
+        (quantized.get_config, 1, "range_optimizer"),
+        (quantized.get_config, 1, "bits_optimizer"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("name", "sdg"),
+        ("schedule", "cosin"),
+        ("step_at", (2.0,)),
+        ("step_epochs", (0.0,)),
+        ("final_learning_rate", 1e12),
+    ],
+)
+def test_a_wrong_optimiser_is_told_by_its_stage_and_its_group(
+    get_config, index, field, name, value, tmp_path
+):
+    schedules = {
+        "step_at": "step",
+        "step_epochs": "epoch_step",
+        "final_learning_rate": "cosine",
+    }
+    config = get_config("cpu").unlock()
+    settings = config.stages[index][field]
+    settings.update(schedule=schedules.get(name, "constant"), learning_rate=0.1)
+    settings[name] = value
+    told = re.escape(f"config.stages[{index}].{field}.{name} = ")
+    with pytest.raises(UserError, match=told):
+        dispatch.check(tiny_parts(config), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("condition", "lacking", "field"),
+    [
+        ({"background_probability": 0.5}, "background", "config.data.dir"),
+        ({"snr_db": (5.0,)}, "training_noise", "config.data.noise_seen"),
+        ({"reverberant_fraction": 0.5}, "training_rooms", "config.data.rooms"),
+    ],
+)
+def test_what_a_condition_lacks_is_told_by_the_stage_and_the_field_of_the_data(
+    condition, lacking, field, tmp_path
+):
+    config = tiny_config()
+    second = config.stages[0].copy_and_resolve_references()
+    config.stages[0].condition.background_probability = 0.0
+    second.condition.background_probability = 0.0
+    second.update(name="second")
+    second.condition.update(condition)
+    config.stages = (config.stages[0], second)
+    parts = dataclasses.replace(tiny_parts(config), **{lacking: None})
+    told = re.escape("config.stages[1].condition: The condition") + f".*{field}"
+    with pytest.raises(UserError, match=told):
+        dispatch.check(parts, tmp_path)

@@ -76,13 +76,19 @@ class Recipe:
             )
         if self.condition.background_probability > 0 and self.background is None:
             raise UserError(
-                "The condition adds background but there are no background recordings;"
-                " add some, or set background_probability to 0."
+                "The condition adds background"
+                f" (background_probability {self.condition.background_probability:g})"
+                " but there are no background recordings: put some into the folder"
+                " _background_noise_ beside the words (config.data.dir), or set"
+                " background_probability to 0."
             )
         if self.condition.snr_db and self.noise is None:
+            levels = ", ".join(f"{snr:g}" for snr in self.condition.snr_db)
             raise UserError(
-                f"The condition asks for noise at {self.condition.snr_db} dB but there"
-                " are no noise recordings; add some, or leave snr_db empty."
+                f"The condition asks for noise (snr_db {levels}) but there are no noise"
+                " recordings for it: name a folder of noise in config.data.noise_seen"
+                " (which leaves some for training where noise_test_fraction is below"
+                " 1), or leave snr_db empty."
             )
         if self.condition.reverberant_fraction > 0 and self.rooms is None:
             raise UserError(

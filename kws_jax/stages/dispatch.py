@@ -6,7 +6,7 @@ from typing import Any
 from kws_jax import together
 from kws_jax.data.conditions import Condition
 from kws_jax.data.mixing import check_condition
-from kws_jax.errors import UserError
+from kws_jax.errors import UserError, told_with
 from kws_jax.parts import Parts, Setup
 from kws_jax.stages import (
     acoustic,
@@ -73,7 +73,8 @@ def check(parts: Parts, folder: Path) -> None:
             if networks.finds_genotype(parts):
                 search.check(parts, index)
         if "condition" in stage:
-            parts.recipe(parts.task.train, stage)
+            with told_with(f"config.stages[{index}].condition"):
+                parts.recipe(parts.task.train, stage)
         if stage.kind == "embed":
             embed.check(parts, stage)
         if "batch_size" in stage:
@@ -81,7 +82,12 @@ def check(parts: Parts, folder: Path) -> None:
             parts.selection(parts.task.train, stage)
         for field in _OPTIMIZERS:
             if field in stage:
-                create_optimizer(stage[field], total_steps=1, steps_per_epoch=1.0)
+                create_optimizer(
+                    stage[field],
+                    total_steps=1,
+                    steps_per_epoch=1.0,
+                    where=f"config.stages[{index}].{field}",
+                )
         if stage.kind == "quantize":
             quantize.check(parts, index, folder)
     acoustic.check(parts)
@@ -95,9 +101,10 @@ def check(parts: Parts, folder: Path) -> None:
         model = networks.create_network(parts, folder)
     network_parts.check(parts, model)
     embeddings.check(parts.config, model)
-    for stage in stages:
+    for index, stage in enumerate(stages):
         if stage.kind == "train":
-            train.check(parts, stage)
+            with told_with(f"config.stages[{index}]"):
+                train.check(parts, stage)
 
 
 def _check_method(parts: Parts) -> None:

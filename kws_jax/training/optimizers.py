@@ -23,6 +23,7 @@ def create_schedule(
     total_steps: int,
     *,
     steps_per_epoch: float,
+    where: str = "optimizer",
 ) -> optax.Schedule:
     """The learning rate as a function of the step.
 
@@ -33,6 +34,7 @@ def create_schedule(
         rise from 0, for every schedule).
       total_steps: the length of the stage.
       steps_per_epoch: updates in an epoch, for epoch_step.
+      where: what the settings are called in messages.
 
     Raises:
       UserError: for an unknown schedule, fractions outside (0, 1), epochs that are not
@@ -45,8 +47,8 @@ def create_schedule(
         alpha = settings["final_learning_rate"] / rate if rate else 0.0
         if alpha > _LARGEST_RISE:
             raise UserError(
-                f"optimizer.final_learning_rate = {settings['final_learning_rate']:g} "
-                f"is more than {_LARGEST_RISE:g} times optimizer.learning_rate = "
+                f"{where}.final_learning_rate = {settings['final_learning_rate']:g} "
+                f"is more than {_LARGEST_RISE:g} times {where}.learning_rate = "
                 f"{rate:g}: give a smaller one, or a learning rate of 0."
             )
         schedule = optax.cosine_decay_schedule(rate, max(total_steps, 1), alpha)
@@ -56,7 +58,7 @@ def create_schedule(
         fractions = settings["step_at"]
         if any(not 0 < f < 1 for f in fractions):
             raise UserError(
-                f"optimizer.step_at = {fractions!r}: give fractions of the stage, each "
+                f"{where}.step_at = {fractions!r}: give fractions of the stage, each "
                 "between 0 and 1, for example (0.33, 0.67)."
             )
         steps = [round(fraction * total_steps) for fraction in fractions]
@@ -65,14 +67,14 @@ def create_schedule(
         epochs = settings["step_epochs"]
         if not epochs or any(e <= 0 for e in epochs):
             raise UserError(
-                f"optimizer.step_epochs = {epochs!r}: give numbers of epochs above 0, "
+                f"{where}.step_epochs = {epochs!r}: give numbers of epochs above 0, "
                 "for example (5, 9, 13)."
             )
         steps = [round(epoch * steps_per_epoch) for epoch in epochs]
         schedule = _stepwise(rate, steps, settings["step_factor"])
     else:
         raise UserError(
-            f"optimizer.schedule = {name!r} is unknown: {nearest(name, SCHEDULES)}"
+            f"{where}.schedule = {name!r} is unknown: {nearest(name, SCHEDULES)}"
         )
     warmup = round(settings["warmup_fraction"] * total_steps)
     if not warmup:
@@ -108,17 +110,21 @@ def create_optimizer(
     *,
     steps_per_epoch: float,
     differentiable: bool = False,
+    where: str = "optimizer",
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The transformation of one tree and its learning-rate schedule.
 
     Weight decay is L2 in the gradient, as in the papers' code (before momentum and
     before Adam's scaling), on kernels (two and more axes) unless `decay_all`. Say
-    `differentiable` where the update is to be differentiated itself.
+    `differentiable` where the update is to be differentiated itself; `where` is what
+    the settings are called in messages.
 
     Raises:
       UserError: for an unknown optimiser or schedule.
     """
-    schedule = create_schedule(settings, total_steps, steps_per_epoch=steps_per_epoch)
+    schedule = create_schedule(
+        settings, total_steps, steps_per_epoch=steps_per_epoch, where=where
+    )
     parts = []
     if settings["clip_norm"] > 0:
         clip = optax.clip_by_global_norm(settings["clip_norm"])
@@ -135,7 +141,7 @@ def create_optimizer(
         parts.append(optax.adam(schedule, settings["b1"], settings["b2"]))
     else:
         raise UserError(
-            f"optimizer.name = {name!r} is unknown: {nearest(name, OPTIMIZERS)}"
+            f"{where}.name = {name!r} is unknown: {nearest(name, OPTIMIZERS)}"
         )
     return optax.chain(*parts), schedule
 

@@ -230,10 +230,15 @@ def _with_synthetic_unknown(
     if not settings.rate:
         return task, None
     if UNKNOWN not in task.labels:
+        more = (
+            "config.data.unknown_percent above 0"
+            if task.protocol == protocols.CUSTOM
+            else "config.data.protocol to one with unknown words, such as 'v1-12' or "
+            f"'custom': in {task.protocol!r} every word is a keyword"
+        )
         raise UserError(
             f"config.data.synthetic_unknown.rate = {settings.rate}, but this task has "
-            "no unknown class. Set the rate to 0, or config.data.unknown_percent above "
-            "0."
+            f"no unknown class. Set the rate to 0, or {more}."
         )
     label = task.labels.index(UNKNOWN)
     count = synthetic_unknown.clips_for(

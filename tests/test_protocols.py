@@ -248,6 +248,15 @@ def test_subset_of_a_split_reads_the_same_clips():
         ({"protocol": "v1_12"}, "did you mean 'v1-12'"),
         ({"protocol": "v1-12", "keywords": ("yes",)}, "protocol=custom"),
         ({"protocol": "tfds-12"}, "train split has no _silence_, _unknown_"),
+        ({"protocol": "v1-12", "unknown_percent": 20.0}, "unknown_percent does not go"),
+        ({"protocol": "v2-12", "unknown_percent": None}, "unknown_percent does not go"),
+        ({"protocol": "tfds-12", "silence_percent": 5.0}, "silence_percent does not g"),
+        ({"protocol": "v2-35", "silence_percent": 5.0}, "silence_percent does not go"),
+        ({"protocol": "tfds-12", "silence": "zeros"}, "takes silence from the source"),
+        (
+            {"protocol": "all", "silence": "zeros"},
+            "which has no silence. Leave it empty",
+        ),
         ({"keywords": ("yes",), "silence": "noise"}, "config.data.silence"),
         ({"keywords": ("yes",), "unknown_percent": -1}, "unknown_percent must be"),
         (
@@ -259,6 +268,14 @@ def test_subset_of_a_split_reads_the_same_clips():
 def test_wrong_settings_name_the_field(options, message):
     with pytest.raises(UserError, match=message):
         build_task(small(), **options)
+
+
+def test_shares_that_a_protocol_has_anyway_may_be_given():
+    plain = build_task(small(), protocol="all")
+    same = build_task(small(), protocol="all", unknown_percent=0.0, silence_percent=0.0)
+    assert same.labels == plain.labels
+    task = build_task(small(), protocol="v1-12", silence="background")
+    assert task.train.read(np.flatnonzero(task.train.labels == 11)).any()
 
 
 def test_a_label_without_clips_in_a_split_is_an_error():

@@ -4,8 +4,11 @@ import os
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
 from test_protocols import small
 
+from kws_jax import opening
 from kws_jax.data import espeak, synthetic, synthetic_unknown
 from kws_jax.data.corpus import TEST, TRAIN, VALIDATION
 from kws_jax.data.protocols import GOOGLE_TEN, build_task
@@ -111,3 +114,17 @@ def test_the_rate_is_the_share_of_the_unknown_training_clips(spoken, rate, expec
 def test_a_rate_that_cannot_be_is_named(rate):
     with pytest.raises(UserError, match=r"synthetic_unknown\.rate = "):
         synthetic_unknown.check_rate(rate)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"protocol": "all"}, "protocol to one with unknown words"),
+        ({"keywords": GOOGLE_TEN, "unknown_percent": 0.0}, "unknown_percent above 0"),
+    ],
+)
+def test_a_task_without_unknown_words_is_told_what_gives_it_some(settings, message):
+    task = build_task(small(), **settings)
+    data = ConfigDict({"synthetic_unknown": {"rate": 0.5, "words": ""}})
+    with pytest.raises(UserError, match=f"no unknown class.*{message}"):
+        opening._with_synthetic_unknown(task, data, (), Console(quiet=True))

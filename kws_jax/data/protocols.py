@@ -34,6 +34,10 @@ from kws_jax.errors import UserError, nearest
 GOOGLE_TEN = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 ALL_WORDS = ("*",)
 ZEROS, BACKGROUND = "zeros", "background"
+# The protocol whose words and shares the config gives.
+CUSTOM = "custom"
+# Shares of unknown and silence that are as good as not given.
+_PERCENT = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +59,8 @@ class Protocol:
     """
 
     keywords: tuple[str, ...] = GOOGLE_TEN
-    unknown_percent: float | None = 10.0
-    silence_percent: float = 10.0
+    unknown_percent: float | None = _PERCENT
+    silence_percent: float = _PERCENT
     silence: str = ZEROS
     prepared: bool = False
     builders: tuple[str, ...] = ()
@@ -73,7 +77,7 @@ PROTOCOLS = {
     "v1-30": dataclasses.replace(_ALL, builders=("speech_commands_v1",)),
     "v2-35": dataclasses.replace(_ALL, builders=("speech_commands_v2",)),
     "all": _ALL,
-    "custom": Protocol(silence=BACKGROUND),
+    CUSTOM: Protocol(silence=BACKGROUND),
 }
 
 
@@ -94,10 +98,10 @@ def get_protocol(name: str) -> Protocol:
 def build_task(
     corpus: Corpus,
     *,
-    protocol: str = "custom",
+    protocol: str = CUSTOM,
     keywords: tuple[str, ...] = (),
-    unknown_percent: float | None = 10.0,
-    silence_percent: float = 10.0,
+    unknown_percent: float | None = _PERCENT,
+    silence_percent: float = _PERCENT,
     silence: str = "",
     seed: int = 0,
 ) -> Task:
@@ -113,7 +117,8 @@ def build_task(
       keywords: for "custom" only, the words to be told apart.
       unknown_percent: for "custom" only, see `Protocol`.
       silence_percent: for "custom" only, see `Protocol`.
-      silence: "zeros" or "background", "" for what the protocol has.
+      silence: "zeros" or "background", "" for what the protocol has; for protocols that
+        make silence only.
       seed: seed of the choice of unknown clips and of the crops of silence.
 
     Raises:
@@ -121,7 +126,7 @@ def build_task(
         protocol, a split without clips of a label, or too few clips of other words.
     """
     rule = get_protocol(protocol)
-    if protocol == "custom":
+    if protocol == CUSTOM:
         rule = dataclasses.replace(
             rule,
             keywords=tuple(keywords),
@@ -133,6 +138,12 @@ def build_task(
             f"config.data.keywords does not go with config.data.protocol={protocol!r}, "
             "which has its own words. Set --config.data.protocol=custom"
         )
+    else:
+        shares = {
+            "unknown_percent": unknown_percent,
+            "silence_percent": silence_percent,
+        }
+        _check_unread(rule, protocol, shares, silence)
     rule = dataclasses.replace(rule, silence=silence or rule.silence)
     _check(rule, corpus, protocol)
     words = rule.keywords if rule.keywords != ALL_WORDS else _spoken(corpus)
@@ -145,6 +156,26 @@ def build_task(
         _build_split(corpus, name, rule, words, labels, seed) for name in SPLITS
     )
     return Task(protocol, labels, train, validation, test)
+
+
+def _check_unread(
+    rule: Protocol, protocol: str, shares: dict[str, float | None], silence: str
+) -> None:
+    """Refuses what a protocol with shares of its own would not read."""
+    for field, percent in shares.items():
+        if percent not in (_PERCENT, getattr(rule, field)):
+            raise UserError(
+                f"config.data.{field} does not go with config.data.protocol="
+                f"{protocol!r}, which has its own shares. Leave it at {_PERCENT:g}, or "
+                f"set --config.data.protocol={CUSTOM}"
+            )
+    if silence and (rule.prepared or not rule.silence_percent):
+        has = "takes silence from the source" if rule.prepared else "has no silence"
+        raise UserError(
+            f"config.data.silence = {silence!r} does not go with config.data.protocol="
+            f"{protocol!r}, which {has}. Leave it empty, or set "
+            f"--config.data.protocol={CUSTOM}"
+        )
 
 
 def _check(rule: Protocol, corpus: Corpus, protocol: str) -> None:

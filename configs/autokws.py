@@ -7,9 +7,9 @@ ICASSP 2021, arXiv 2009.03658.
 
 Words after a colon, separated by commas, choose
 
-    noisydarts (default), darts, fairdarts, random    the search method
-    float (default), w8a8 … w1a1, learned_bits        how it is quantised in the end
-    paper (default), cpu, demo                        the size
+    noisydarts (default), darts, fairdarts, random        the search method
+    float (default), w8a8 … w1a1, learned_bits, few_bits  how it is quantised in the end
+    paper (default), cpu, demo                            the size
 
 `paper` searches and trains on TFDS Speech Commands. The paper gives neither its search
 nor its training hyper-parameters: those of the search methods' own publications and of

@@ -34,12 +34,13 @@ def data() -> ConfigDict:
                 # Comma-separated; '' is the built-in list (data/vocabulary.py).
                 "words": "",
             },
-            # For 'custom': share of the keyword clips, per split; a negative value
-            # takes all others.
+            # For 'custom' alone: share of the keyword clips, per split; a negative
+            # value takes all others.
             "unknown_percent": 10.0,
             "silence_percent": 10.0,
             # What a clip of silence is: 'zeros', 'background' (a crop of a background
-            # recording at a random volume), '' for what the protocol has.
+            # recording at a random volume), '' for what the protocol has; for
+            # 'custom', 'v1-12' and 'v2-12', which make it.
             "silence": "",
             # Leave out audio files that cannot be read (they are listed either way).
             "skip_corrupt": False,
@@ -439,7 +440,8 @@ def base(name: str) -> ConfigDict:
             # single ones where so many would cross a log line or a validation.
             "steps_per_call": 1,
             # What networks compute in while they train: 'float32' or 'bfloat16'.
-            # Weights, statistics, features, losses and all tests are float32.
+            # Weights, statistics, features, losses and all tests are float32, and so
+            # are stages 'quantize' as a whole, since bfloat16 would round once more.
             "compute_dtype": "float32",
             # Whether batch_size and tuples_per_batch of stages are those of the whole
             # training, 'global', or of each 'device' of it.

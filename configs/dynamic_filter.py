@@ -14,8 +14,9 @@ Words after a colon, separated by commas, choose
     light_conv       lightweight convolution (Wu et al. 2019)
     tenet12 (default), tenet6, tc_resnet8, res15, …    the network, and
     mtconv           four parallel kernels of a TENet, as in configs/network.py
-    float (default), w8a8 … w1a1, learned_bits    how the network is quantised in the
-                                            end; its filter stays in float
+    float (default), w8a8 … w1a1, learned_bits, few_bits    how the network is
+                                            quantised in the end; its filter stays in
+                                            float
     paper (default), cpu, demo              the size
 
 `paper` has the paper's recipe: batches of 100, 30,000 steps of Adam at 0.001, divided

@@ -140,16 +140,6 @@ def check(config: ConfigDict) -> None:
     names = [stage.name for stage in config.stages]
     if len(set(names)) < len(names):
         raise UserError(f"config.stages: the names {names} must differ.")
-    for field in (
-        "log_every_steps",
-        "steps_per_call",
-        "data.threads",
-        "evaluation.batch_size",
-    ):
-        group, _, name = field.rpartition(".")
-        value = (config[group] if group else config)[name]
-        if value < 1:
-            raise UserError(f"config.{field} = {value}: give at least 1.")
     if not 0 <= config.data.flip_labels < 1:
         raise UserError(
             f"config.data.flip_labels = {config.data.flip_labels}: give a share in "
@@ -202,9 +192,6 @@ def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:
             f"{where} has epochs = {stage.epochs:g} and steps = {stage.steps}: set one "
             "of them above 0 and the other to 0."
         )
-    size = stage_fields.size_of_batch(stage.kind)
-    if stage[size] < 1:
-        raise UserError(f"{where}.{size} = {stage[size]}: give at least 1.")
     if stage.eval_every_epochs <= 0:
         raise UserError(f"{where}.eval_every_epochs: give a number above 0.")
     for field in ("clean_fraction", "background_probability", "reverberant_fraction"):
@@ -224,24 +211,17 @@ def _check_stage(stage: ConfigDict, where: str, data: ConfigDict) -> None:
             f"width: give at most time_width = {masks.time_width} and frequency_width "
             f"= {masks.frequency_width}."
         )
-    if stage.kind == "quantize":
-        _check_bits(stage, where)
+    if stage.kind == "quantize" and stage.bits.learned:
+        _check_learned(stage.bits, f"{where}.bits")
 
 
-def _check_bits(stage: ConfigDict, where: str) -> None:
-    bits = stage.bits
-    if bits.learned and not 2 <= bits.most <= 8:
-        raise UserError(f"{where}.bits.most = {bits.most}: give 2 to 8.")
-    fewest, most = (2, bits.most) if bits.learned else (1, 8)
+def _check_learned(bits: ConfigDict, where: str) -> None:
     for field in ("weights", "activations"):
-        if not fewest <= bits[field] <= most:
-            reason = " where bits are learned" if bits.learned else ""
+        if not 2 <= bits[field] <= bits.most:
             raise UserError(
-                f"{where}.bits.{field} = {bits[field]}: give {fewest} to "
-                f"{most}{reason}."
+                f"{where}.{field} = {bits[field]}: give 2 to {bits.most} where bits "
+                "are learned."
             )
-    if stage.calibration_batches < 1:
-        raise UserError(f"{where}.calibration_batches: give at least 1.")
 
 
 def to_json(config: ConfigDict) -> str:

@@ -13,38 +13,42 @@ from kws_jax.errors import UserError, nearest
 _SHARE = (0.0, 1.0)
 _POSITIVE = (0.0, 1e12)
 # What is computed in int32, or is a length in steps, must fit.
-_INT32 = (-(2**31), 2**31 - 1)
+_INT32 = 2**31 - 1
+_COUNT = (1, _INT32)
 _ANY = (-1e12, 1e12)
 _SEED = (0, 2**32 - 1)
 
 # Whole numbers, numbers and tuples of numbers by name, or by group and name where the
 # name has other meanings elsewhere; with the least and the greatest.
 WHOLE: dict[str, tuple[int, int]] = {
-    "front_filter.kernels": _INT32,
+    "front_filter.kernels": _COUNT,
     "seed": _SEED,
     "seeds": (1, 1_000),
     "task_seed": _SEED,
     "number": (2, 100_000),
-    "most": _INT32,
-    **dict.fromkeys(("weights", "activations", "calibration_batches"), _INT32),
-    **dict.fromkeys(("batch_size", "tuples_per_batch", "classes"), _INT32),
-    **dict.fromkeys(("log_every_steps", "steps_per_call"), _INT32),
-    "batch_norm_devices": (1, 2**31 - 1),
-    **dict.fromkeys(("architecture_every", "patience", "steps"), (0, 2**31 - 1)),
+    **dict.fromkeys(("weights", "activations"), (1, 8)),
+    "most": (2, 8),
+    "calibration_batches": _COUNT,
+    **dict.fromkeys(("batch_size", "tuples_per_batch"), _COUNT),
+    "classes": (0, _INT32),
+    **dict.fromkeys(("log_every_steps", "steps_per_call"), _COUNT),
+    "batch_norm_devices": _COUNT,
+    **dict.fromkeys(("architecture_every", "patience", "steps"), (0, _INT32)),
     **dict.fromkeys(("max_macs", "max_parameters", "min_parameters"), (0, 2**62)),
     "clips_per_word": (1, 1_000_000),
-    "threads": (-(2**31), 256),
-    **dict.fromkeys(("channels", "hidden", "states", "depth"), (-(2**31), 100_000)),
-    **dict.fromkeys(("context", "kernel_size", "groups", "heads"), (-(2**31), 1_000)),
+    "threads": (1, 256),
+    **dict.fromkeys(("channels", "hidden", "states", "depth"), (1, 100_000)),
+    "context": (0, 1_000),
+    **dict.fromkeys(("kernel_size", "groups", "heads"), (1, 1_000)),
     "se_reduction": (1, 100_000),
     **dict.fromkeys(("num_mel", "num_coefficients", "num_filters"), (1, 100_000)),
     **dict.fromkeys(("time_masks", "frequency_masks"), (0, 1_000)),
     **dict.fromkeys(("time_width", "frequency_width", "min_width"), (0, 2**30)),
-    "order": _INT32,
+    "order": (1, 2),
 }
 NUMBERS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("epochs", "warmup_epochs", "temperature_epochs"), (0, 1e5)),
-    "eval_every_epochs": (-1e12, 1e5),
+    "eval_every_epochs": (0, 1e5),
     **dict.fromkeys(("learning_rate", "final_learning_rate"), _POSITIVE),
     **dict.fromkeys(("weight_decay", "clip_norm", "step_factor"), _POSITIVE),
     **dict.fromkeys(("warmup_fraction", "label_smoothing"), _SHARE),
@@ -194,6 +198,8 @@ def _number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
 
 
 def _between(what: str, low: float, high: float) -> str:
+    if isinstance(low, int) and high == low + 1:
+        return f"{low} or {high}"
     ends = (str(end) if isinstance(end, int) else f"{end:g}" for end in (low, high))
     return f"{what} number from {' to '.join(ends)}"
 

@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import (
+    autokws,
     convmixer,
     data_parameters,
     dynamic_filter,
@@ -233,13 +234,19 @@ def changed(field, value, experiment="autokws:cpu"):
         ("stages[1].name", "search", "the names ['search', 'search'] must differ"),
         ("stages[1].epochs", 0.0, "config.stages[1] has epochs = 0 and steps = 0"),
         ("stages[1].steps", 10, "config.stages[1] has epochs = 30 and steps = 10"),
-        ("stages[0].batch_size", 0, "config.stages[0].batch_size = 0: give at least 1"),
+        (
+            "stages[0].batch_size",
+            0,
+            "stages[0].batch_size = 0: give a whole number from 1",
+        ),
         ("stages[0].eval_every_epochs", 0.0, "stages[0].eval_every_epochs"),
         ("stages[1].condition.clean_fraction", 1.5, "condition.clean_fraction"),
         ("stages[1].condition.background_probability", -0.1, "background_probability"),
-        ("log_every_steps", 0, "config.log_every_steps = 0: give at least 1"),
+        ("log_every_steps", 0, "config.log_every_steps = 0: give a whole number fr"),
         ("data.threads", 0, "config.data.threads = 0"),
-        ("steps_per_call", 0, "config.steps_per_call = 0: give at least 1"),
+        ("data.threads", 300, "threads = 300: give a whole number from 1 to 256."),
+        ("steps_per_call", 0, "config.steps_per_call = 0: give a whole number from 1"),
+        ("search.order", 3, "config.search.order = 3: give 1 or 2."),
         ("steps_per_call", 4, "steps_per_call = 4 needs batches that are made on"),
         ("steps_per_call", 4, "set config.data.on_device to True"),
         ("compute_dtype", "bfloat", "'bfloat' is unknown; did you mean 'bfloat16'?"),
@@ -348,6 +355,20 @@ def test_few_bits_learn_in_half_of_a_training_as_long_as_that_in_float(name, siz
     rate = create_schedule(quantize.bits_optimizer, 10, steps_per_epoch=1.0)
     rates = [float(rate(step)) for step in range(10)]
     assert rates == pytest.approx([0.02] * 5 + [0.0] * 5)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [autokws, dynamic_filter, end_to_end_nas, quantized],
+    ids=lambda f: f.__name__,
+)
+def test_all_words_for_few_bits_are_told_where_they_are_taken(file):
+    told = set(re.findall(r"\w+", file.__doc__))
+    taken = (word for word in quantized.FLOAT_OR_BITS if not re.match(r"w\da\d", word))
+    for word in taken:
+        # One of them is for configs that end in few bits anyway.
+        assert word in told or (file, word) == (quantized, quantized.FLOAT)
+    assert {"w1a1", "w8a8"} <= told
 
 
 def test_a_folder_without_an_experiment_is_told(tmp_path):

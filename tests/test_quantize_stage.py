@@ -342,8 +342,8 @@ def test_what_cannot_be_quantised_is_told_before_a_search(frontend, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("weights", 0, "bits.weights = 0: give 1 to 8"),
-        ("activations", 9, "bits.activations = 9: give 1 to 8"),
+        ("weights", 0, "bits.weights = 0: give a whole number from 1 to 8"),
+        ("activations", 9, "bits.activations = 9: give a whole number from 1 to 8"),
     ],
 )
 def test_bits_out_of_range_are_refused(field, value, told):
@@ -353,13 +353,24 @@ def test_bits_out_of_range_are_refused(field, value, told):
         configs.check(config)
 
 
+@pytest.mark.parametrize("dtype", configs.COMPUTE_DTYPES)
+def test_that_bfloat16_is_not_for_few_bits_is_told(dtype, tmp_path, capsys):
+    config = quantized.get_config("w8a8,cpu").unlock()
+    config.compute_dtype = dtype
+    quantize.check(setup_of(config), 1, tmp_path)
+    told = "stage 'quantize' is computed in float32, not in config.compute_dtype = 'bf"
+    assert (told in capsys.readouterr().err) == (dtype == "bfloat16")
+
+
 def test_learned_bits_out_of_range_are_refused():
     config = quantized.get_config("learned_bits,cpu").unlock()
     config.stages[1].bits.weights = 1
     with pytest.raises(UserError, match="give 2 to 8 where bits are learned"):
         configs.check(config)
     config.stages[1].bits.update(weights=8, most=9)
-    with pytest.raises(UserError, match=r"bits\.most = 9: give 2 to 8"):
+    with pytest.raises(
+        UserError, match=r"bits\.most = 9: give a whole number from 2 to 8"
+    ):
         configs.check(config)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ _BITS_ROWS: dict[Kind, str] = {
 
 
 def check(parts: Parts, index: int, folder: Path) -> None:
-    """Checks stage `index` before anything is trained.
+    """Checks stage `index` before anything is trained; tells what it leaves out.
 
     Of a network that a search finds, one with every layer that it can have is looked
     at.
@@ -70,6 +71,14 @@ def check(parts: Parts, index: int, folder: Path) -> None:
     else:
         model = networks.create_network(parts, folder)
     _sites(parts, stages[index], model, whole_space=True)
+    dtype = parts.config.compute_dtype
+    if dtype != "float32" and together.is_first():
+        print(
+            f"note: stage {stages[index].name!r} is computed in float32, not in "
+            f"config.compute_dtype = {dtype!r}, which would round once more what is "
+            "quantised.",
+            file=sys.stderr,
+        )
 
 
 def run(parts: Parts, index: int, folder: Path) -> list[dict[str, Any]]:

@@ -31,8 +31,9 @@ class DynamicConv(nn.Module):
       groups: into which the features are divided; each output depends on its own.
       residual: adds the features.
       temperature: τ at the start of training, 30 in the paper.
-      temperature_epochs: in which it falls, 10 in the paper; 0 has τ = 1 throughout. A
-        stage should have no fewer, since validation and tests have τ = 1.
+      temperature_epochs: in which it falls, 10 in the paper; 0 has τ = 1 throughout. It
+        goes on over stages that follow each other, which should have no fewer, since
+        validation and tests have τ = 1.
     """
 
     kernels: int = 4

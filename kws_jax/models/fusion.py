@@ -6,10 +6,9 @@ from typing import Any
 import flax.linen as nn
 
 from kws_jax.models.tenet import TENet, fuse_mtconv
+from kws_jax.models.wrapped import holder_of
 
 PyTree = Any
-# Attributes of networks that hold another one: behind learned filters, a front filter.
-_HOLDERS = ("encoder", "network")
 
 
 def at_inference(
@@ -28,10 +27,9 @@ def _without_branches(model: nn.Module) -> nn.Module:
     """The same network with one branch each; itself where it has no more."""
     if isinstance(model, TENet):
         return model.clone(mtconv=False) if model.mtconv else model
-    for name in _HOLDERS:
-        held = getattr(model, name, None)
-        if isinstance(held, nn.Module):
-            single = _without_branches(held)
-            changes: dict[str, Any] = {name: single}
-            return model if single is held else model.clone(**changes)
-    return model
+    if (name := holder_of(model)) is None:
+        return model
+    held = getattr(model, name)
+    single = _without_branches(held)
+    changes: dict[str, Any] = {name: single}
+    return model if single is held else model.clone(**changes)

@@ -8,7 +8,7 @@ import flax.linen as nn
 
 from kws_jax import together
 from kws_jax.models.front_filter import FilteredNetwork
-from kws_jax.models.learned_frontend import WithFrontend
+from kws_jax.models.wrapped import nested
 from kws_jax.parts import Parts
 from kws_jax.stages import runner
 from kws_jax.stages.feeding import Step
@@ -94,5 +94,5 @@ def _temperature_epochs(model: nn.Module) -> float:
 
 
 def _front_filter(model: nn.Module) -> nn.Module | None:
-    encoder = model.encoder if isinstance(model, WithFrontend) else model
-    return encoder.front_filter if isinstance(encoder, FilteredNetwork) else None
+    filters = (m.front_filter for m in nested(model) if isinstance(m, FilteredNetwork))
+    return next(filters, None)

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from kws_jax import scaling, together
 from kws_jax.errors import UserError
 from kws_jax.evaluation.frame_scores import FrameScorer, create_frame_scorer
-from kws_jax.models import counting, front_filter
+from kws_jax.models import counting, front_filter, wrapped
 from kws_jax.models.genotype import (
     OPERATIONS,
     SKIP,
@@ -193,10 +193,7 @@ def embeds(model: nn.Module) -> bool:
 
     What stands before it hands embeddings on, whether or not it has any.
     """
-    inner = model.encoder if isinstance(model, WithFrontend) else model
-    if isinstance(inner, front_filter.FilteredNetwork):
-        inner = inner.network
-    return hasattr(inner, "embed")
+    return hasattr(wrapped.inner(model), "embed")
 
 
 def mesh_of_norms(setup: Setup) -> Mesh | None:

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import optax
 
 from kws_jax.errors import UserError, nearest
+from kws_jax.models.wrapped import HOLDERS
 
 SCHEDULES = ("constant", "cosine", "rising_cosine", "step", "epoch_step")
 OPTIMIZERS = ("sgd", "adam")
 # From the first rate to the last; beyond float32 it would be no number.
 _LARGEST_RISE = 1e9
-# What a network is called inside one that has filters before it.
-_INNER_NETWORKS = ("encoder", "network")
 
 
 def create_schedule(
@@ -189,7 +188,7 @@ def has_head(params: Mapping[str, Any]) -> bool:
 def _parts_of(params: Mapping[str, Any]) -> Any:
     def part_of(path: tuple[Any, ...], leaf: Any) -> str:
         names = (getattr(step, "key", None) for step in path)
-        inner = itertools.dropwhile(lambda name: name in _INNER_NETWORKS, names)
+        inner = itertools.dropwhile(lambda name: name in HOLDERS, names)
         return "head" if next(inner, None) == "head" else "encoder"
 
     return jax.tree_util.tree_map_with_path(part_of, params)

@@ -10,6 +10,8 @@ from kws_jax.errors import UserError, nearest
 WITHOUT_STEPS = ("random_search",)
 # Kinds of stages that train the network's own weights, from which the next one goes on.
 TRAINS_NETWORK = ("train", "embed")
+# Kinds of stages that look for a network, and train none that is tested.
+FINDS_GENOTYPE = ("search", "proxyless_search", "random_search")
 _ALL = ("name", "kind")
 # Of every kind that makes steps, one's own too.
 _STEPS = (

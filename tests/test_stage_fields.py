@@ -7,6 +7,7 @@ from configs import autokws, end_to_end_nas, pair_loss, quantized
 from kws_jax import config as configs
 from kws_jax import stage_fields
 from kws_jax.errors import UserError
+from kws_jax.stages import dispatch
 
 # Kind -> an experiment, and the place of such a stage in it.
 KINDS = {
@@ -29,6 +30,12 @@ def experiment(kind):
 
 def test_every_kind_that_makes_steps_is_in_the_table():
     assert {*KINDS, *stage_fields.WITHOUT_STEPS} == set(configs.STAGE_KINDS)
+
+
+def test_every_kind_is_run_and_what_is_said_of_kinds_is_said_of_these():
+    assert tuple(dispatch.KINDS) == configs.STAGE_KINDS
+    assert {*stage_fields.FINDS_GENOTYPE} < {*configs.STAGE_KINDS}
+    assert {*stage_fields.WITHOUT_STEPS} <= {*stage_fields.FINDS_GENOTYPE}
 
 
 @pytest.mark.parametrize("kind", KINDS)

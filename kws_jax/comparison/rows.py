@@ -13,6 +13,7 @@ from kws_jax import config as configs
 from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import clustered_interval, paired_bootstrap
 from kws_jax.report.workdir import Measure, Run, read_run
+from kws_jax.stage_fields import FINDS_GENOTYPE
 from kws_jax.workdirs import in_bucket, read_arrays
 
 # In what the runs of one row may differ.
@@ -22,8 +23,6 @@ _OF_TRAINING = (
     *("parameters", "macs", "seconds"),
     *("weight_bits", "activation_bits", "packed_bytes"),
 )
-# Kinds of stages that look for a network, and train none that is tested.
-_SEARCHES = ("search", "proxyless_search", "random_search")
 # Before a word, in the metric of how much of it alone is taken for a keyword.
 _UNHEARD_WORD = "false_accept/unheard/"
 # What decides what is heard in a test: in each, and by words of its name.
@@ -128,7 +127,7 @@ class Row:
             searches = {
                 str(stage["name"])
                 for stage in run.config["stages"]
-                if stage["kind"] in _SEARCHES
+                if stage["kind"] in FINDS_GENOTYPE
             }
             told = (m for m in run.seconds() if (m.stage in searches) == searching)
             totals.append(sum(m.value for m in told))

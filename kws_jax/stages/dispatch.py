@@ -8,6 +8,7 @@ from kws_jax.data.conditions import Condition
 from kws_jax.data.mixing import check_condition
 from kws_jax.errors import UserError, told_with
 from kws_jax.parts import Parts, Setup
+from kws_jax.stage_fields import FINDS_GENOTYPE
 from kws_jax.stages import (
     acoustic,
     data_parameters,
@@ -45,7 +46,6 @@ _OPTIMIZERS = (
     "range_optimizer",
     "bits_optimizer",
 )
-FINDS_GENOTYPE = ("search", "proxyless_search", "random_search")
 # Kinds of stages of one search method alone.
 _METHOD_OF = {"proxyless_search": "proxyless", "random_search": "random"}
 

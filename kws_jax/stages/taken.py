@@ -19,8 +19,8 @@ from kws_jax import config as configs
 from kws_jax import together
 from kws_jax.errors import UserError
 from kws_jax.parts import TASK_FILE, Parts
+from kws_jax.stage_fields import FINDS_GENOTYPE
 from kws_jax.stages.data_parameter_records import SUMMARY_FILE
-from kws_jax.stages.dispatch import FINDS_GENOTYPE
 from kws_jax.stages.networks import GENOTYPE_FILE
 from kws_jax.stages.runner import DONE_FILE
 from kws_jax.training.checkpoints import (

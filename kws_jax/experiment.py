@@ -10,8 +10,8 @@ from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from kws_jax import condition_names, scaling, together
 from kws_jax import config as configs
-from kws_jax import scaling, together
 from kws_jax.data import pipeline
 from kws_jax.data.conditions import CLEAN
 from kws_jax.deploy import artefacts
@@ -29,7 +29,6 @@ from kws_jax.stages import (
     filters,
     networks,
     taken,
-    validation,
 )
 from kws_jax.training import preemption
 from kws_jax.training.checkpoints import saving, write_arrays, write_json, write_text
@@ -146,8 +145,8 @@ def _packed_rows(parts: Parts, folder: Path, console: Console) -> list[dict[str,
     if size is None:
         return []
     stage = parts.config.stages[-1].name
-    clean = validation.CLEAN_NAME
-    return [result(stage, "train", clean, "packed_bytes", size, None, 1)]
+    name = condition_names.CLEAN
+    return [result(stage, "train", name, "packed_bytes", size, None, 1)]
 
 
 def _print_pipeline_speed(parts: Parts, console: Console) -> None:

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from kws_jax import config as configs
 from kws_jax import together
+from kws_jax.condition_names import SEEN, UNSEEN
 from kws_jax.data import (
     held_out,
     pipeline,
@@ -25,7 +26,7 @@ from kws_jax.data.folder import BACKGROUND_FOLDER
 from kws_jax.data.held_out import NOTHING_HELD_OUT, HeldOut
 from kws_jax.data.label_noise import flip_labels
 from kws_jax.data.noise import NoiseBank
-from kws_jax.data.noise_folder import SEEN, UNSEEN, open_noise
+from kws_jax.data.noise_folder import open_noise
 from kws_jax.data.rooms import RoomBank
 from kws_jax.errors import UserError
 

@@ -10,7 +10,7 @@ from test_report import LABELS as WORDS
 from test_report import Page, make_workdir
 from tiny_parts import LABELS, bank, tiny_config, tiny_parts
 
-from kws_jax.data.noise_folder import SEEN, UNSEEN
+from kws_jax.condition_names import SEEN, UNSEEN
 from kws_jax.errors import UserError
 from kws_jax.evaluation import separation
 from kws_jax.frontends.registry import create_frontend

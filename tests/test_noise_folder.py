@@ -12,10 +12,11 @@ from test_end_to_end import KEYWORDS, write_words
 from tiny_parts import tiny_config
 
 from kws_jax import opening
+from kws_jax.condition_names import SEEN, UNSEEN
 from kws_jax.data import noise_folder
 from kws_jax.data.corpus import TEST, TRAIN, VALIDATION, Recording
 from kws_jax.data.noise import NoiseBank
-from kws_jax.data.noise_folder import SEEN, UNSEEN, open_noise
+from kws_jax.data.noise_folder import open_noise
 from kws_jax.data.splits import divide_background
 from kws_jax.errors import UserError
 

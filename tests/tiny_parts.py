@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from configs import tc_resnet
+from kws_jax.condition_names import SEEN
 from kws_jax.data import pipeline
 from kws_jax.data.corpus import CLIP_SAMPLES, SILENCE, Recording, Split, Task
 from kws_jax.data.draws import Recipe, training_selection
 from kws_jax.data.noise import NoiseBank
-from kws_jax.data.noise_folder import SEEN
 from kws_jax.data.responses import Response
 from kws_jax.data.rooms import RoomBank
 from kws_jax.frontends.registry import create_frontend

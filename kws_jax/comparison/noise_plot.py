@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from kws_jax.comparison.rows import Row
+from kws_jax.condition_names import noisy
 from kws_jax.report import noise_curves
 from kws_jax.report.markup import Markup
 
@@ -17,6 +18,6 @@ def draw(rows: Sequence[Row]) -> Markup | None:
 def _curve(row: Row, kind: str) -> noise_curves.Curve:
     """The accuracies of a row in a kind of noise, by rising SNR."""
     return {
-        snr: row.values("accuracy", f"{kind} {snr:g} dB")
+        snr: row.values("accuracy", noisy(kind, snr))
         for snr in row.kinds().get(kind, [])
     }

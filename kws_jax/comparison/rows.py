@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from kws_jax import condition_names
 from kws_jax import config as configs
+from kws_jax.condition_names import CLEAN, FAR, SEEN, UNSEEN
 from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import clustered_interval, paired_bootstrap
 from kws_jax.report.workdir import Measure, Run, read_run
@@ -25,21 +27,21 @@ _OF_TRAINING = (
 )
 # Before a word, in the metric of how much of it alone is taken for a keyword.
 _UNHEARD_WORD = "false_accept/unheard/"
-# What decides what is heard in a test: in each, and by words of its name.
+# What decides what is heard in a test: in each, in noise, in a kind of it, far away.
 _OF_EACH_TEST = (
     *(f"data.{name}" for name in ("source", "protocol", "keywords", "silence")),
     # Clips of other words stand for the unknown ones then.
     *("data.task_seed", "data.unheard_words"),
 )
-_OF_A_TEST = {
-    "dB": ("evaluation.seed", "data.noise_hours"),
-    "seen": ("data.noise_seen", "data.noise_test_fraction"),
-    "unseen": ("data.noise_unseen",),
-    "far": (
-        *("evaluation.seed", "data.rooms"),
-        *("data.rooms_test_fraction", "data.simulated_rooms"),
-    ),
+_OF_NOISE = ("evaluation.seed", "data.noise_hours")
+_OF_A_KIND = {
+    SEEN: ("data.noise_seen", "data.noise_test_fraction"),
+    UNSEEN: ("data.noise_unseen",),
 }
+_OF_ROOMS = (
+    *("evaluation.seed", "data.rooms"),
+    *("data.rooms_test_fraction", "data.simulated_rooms"),
+)
 # A difference, and its 95 % interval, as fractions.
 Difference = tuple[float, tuple[float, float]]
 
@@ -77,7 +79,7 @@ class Row:
         given = network.get("genotype") or network.get("layers")
         return bool(self.runs[0].config.get("search")) and not given
 
-    def values(self, metric: str, condition: str = "clean") -> list[float]:
+    def values(self, metric: str, condition: str = CLEAN) -> list[float]:
         """A measure of the last stage's network in each run."""
         return [m.value for m in self._measures(metric, condition)]
 
@@ -91,12 +93,12 @@ class Row:
         Args:
           metric: a share of the clips of unheard words, such as "false_accept/unheard".
         """
-        told = self._measures(metric, "clean")
+        told = self._measures(metric, CLEAN)
         words = {measure.words for measure in told}
         if len(told) < len(self.runs) or len(words) != 1 or words == {()}:
             return None
         (named,) = words
-        each = [self._measures(f"{_UNHEARD_WORD}{word}", "clean") for word in named]
+        each = [self._measures(f"{_UNHEARD_WORD}{word}", CLEAN) for word in named]
         if any(len(measures) < len(self.runs) for measures in each):
             return None
         shares = np.array([[m.value for m in measures] for measures in each])
@@ -147,7 +149,7 @@ class Row:
         return np.mean([right[c] for right in self.correct for c in conditions], axis=0)
 
     def difference(
-        self, other: "Row", conditions: Sequence[str] = ("clean",)
+        self, other: "Row", conditions: Sequence[str] = (CLEAN,)
     ) -> Difference | None:
         """By how much this row is more often right, by a paired bootstrap over clips.
 
@@ -181,9 +183,7 @@ def _test_of(run: Run, label: np.ndarray, conditions: Sequence[str]) -> str:
     """
     fields = configs.fields(ConfigDict(run.config))
     test: dict[str, Any] = {"labels": label.tolist()}
-    words = {word for condition in conditions for word in condition.split()}
-    names = {name for word in words for name in _OF_A_TEST.get(word, ())}
-    for name in names.union(_OF_EACH_TEST):
+    for name in {name for condition in conditions for name in _deciding(condition)}:
         # What earlier versions did not have is empty in later ones.
         test |= {
             n: v
@@ -191,6 +191,16 @@ def _test_of(run: Run, label: np.ndarray, conditions: Sequence[str]) -> str:
             if f"{n}.".startswith(f"{name}.") and v not in ("", None)
         }
     return json.dumps(test, sort_keys=True)
+
+
+def _deciding(condition: str) -> Iterator[str]:
+    """Fields of the config that decide what is heard in a condition."""
+    yield from _OF_EACH_TEST
+    if noise := condition_names.parse(condition):
+        yield from _OF_NOISE
+        yield from _OF_A_KIND.get(noise[0].removeprefix(FAR), ())
+    if condition.startswith(FAR):
+        yield from _OF_ROOMS
 
 
 def read_rows(workdirs: Sequence[Path]) -> list[Row]:
@@ -245,7 +255,7 @@ def _answers(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
             for name, answer in answers.items()
             if answer.shape == label.shape
         }
-        if "clean" not in right:
+        if CLEAN not in right:
             raise ValueError("it has no answers to the clean clips")
     except (OSError, ValueError, KeyError) as error:
         raise UserError(

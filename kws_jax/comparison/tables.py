@@ -5,6 +5,15 @@ from collections.abc import Callable, Sequence
 
 from kws_jax.comparison import streams
 from kws_jax.comparison.rows import OtherClipsError, Row
+from kws_jax.condition_names import (
+    CLEAN,
+    FAR,
+    SEEN,
+    UNSEEN,
+    clean_of,
+    level,
+    noisy,
+)
 
 _HEADS = (
     "network",
@@ -98,10 +107,9 @@ def in_noise(rows: Sequence[Row], baseline: Row | None) -> str:
     tables = []
     for kind in _kinds(rows):
         tested = {snr for row in rows for snr in row.kinds().get(kind, [])}
-        clean = "far clean" if kind.startswith("far ") else "clean"
         levels = sorted(tested, reverse=True)
-        columns = {f"{snr:g} dB": [f"{kind} {snr:g} dB"] for snr in levels}
-        columns = {"clean": [clean], **columns, "mean": _shared(rows, kind)}
+        columns = {level(snr): [noisy(kind, snr)] for snr in levels}
+        columns = {CLEAN: [clean_of(kind)], **columns, "mean": _shared(rows, kind)}
         title = f"{kind.capitalize()} noise: accuracy, %"
         if baseline is not None:
             title += f"; in points against {baseline.name} (95 %)"
@@ -123,7 +131,7 @@ def _shared(rows: Sequence[Row], kind: str) -> list[str]:
     """The conditions of a kind of noise in which all rows were tested that know it."""
     each = [set(row.kinds()[kind]) for row in rows if kind in row.kinds()]
     levels = set.intersection(*each) if each else set()
-    return [f"{kind} {snr:g} dB" for snr in sorted(levels)]
+    return [noisy(kind, snr) for snr in sorted(levels)]
 
 
 def _cell(row: Row, conditions: Sequence[str], baseline: Row | None) -> str:
@@ -154,11 +162,11 @@ def _cells(row: Row, rows: Sequence[Row], baseline: Row | None) -> list[str]:
         str(len(row.runs)),
         shown("accuracy", _spread),
         shown("float_accuracy", _percent),
-        in_noise("seen"),
-        in_noise("unseen"),
-        shown("accuracy", _percent, "far clean"),
-        in_noise("far seen"),
-        in_noise("far unseen"),
+        in_noise(SEEN),
+        in_noise(UNSEEN),
+        shown("accuracy", _percent, FAR + CLEAN),
+        in_noise(FAR + SEEN),
+        in_noise(FAR + UNSEEN),
         *(_missed(row, rows, baseline, metric) for metric in _MISSED),
         _over_words(row, "false_accept/unheard"),
         _over_words(row, "false_accept/unheard_rare"),
@@ -221,7 +229,7 @@ def _over_words(row: Row, metric: str) -> str:
     return f"{shown} [{100 * low:.1f} … {100 * high:.1f}]"
 
 
-def _difference(row: Row, baseline: Row, conditions: Sequence[str] = ("clean",)) -> str:
+def _difference(row: Row, baseline: Row, conditions: Sequence[str] = (CLEAN,)) -> str:
     try:
         difference = row.difference(baseline, conditions)
     except OtherClipsError:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from kws_jax.condition_names import SEEN, UNSEEN
 from kws_jax.data import copies
 from kws_jax.data.audio_files import CorruptAudioError, seconds_of
 from kws_jax.data.corpus import (
@@ -33,7 +34,6 @@ from kws_jax.data.sounding import power
 from kws_jax.data.splits import hash_order, held_out, powers_of_wholes
 from kws_jax.errors import UserError
 
-SEEN, UNSEEN = "seen", "unseen"
 _OWN_TRAINING, _OWN_TEST = ("tr", "cv"), "tt"
 _CLIPPED_SHARE = 1e-3
 

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kws_jax.condition_names import CLEAN
 from kws_jax.data.corpus import TEST, UNKNOWN, Split
 from kws_jax.data.held_out import HeldOut, background_crops
 from kws_jax.evaluation import metrics
@@ -59,7 +60,7 @@ def test_others(
     rows = []
     if UNKNOWN in labels:
         unknown = predictions["label"] == list(labels).index(UNKNOWN)
-        rows += _clip_rows(stage, "heard", predictions["clean"][unknown] < keywords)
+        rows += _clip_rows(stage, "heard", predictions[CLEAN][unknown] < keywords)
     if held_out.unheard is not None:
         answers, numbers = _answers(predict, batches(held_out.unheard.split), keywords)
         words = held_out.unheard.words
@@ -81,7 +82,7 @@ def _clip_rows(stage: str, name: str, taken: np.ndarray) -> list[dict[str, Any]]
     """The share of the clips, none where there are no clips."""
     if not len(taken):
         return []
-    return [share_row(stage, "clean", f"{METRIC}/{name}", taken)]
+    return [share_row(stage, CLEAN, f"{METRIC}/{name}", taken)]
 
 
 def _pooled_row(
@@ -93,7 +94,7 @@ def _pooled_row(
     row = metrics.result(
         stage,
         "test",
-        "clean",
+        CLEAN,
         f"{METRIC}/{name}",
         hits.sum() / counts.sum(),
         metrics.clustered_interval(hits, counts),

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from kws_jax import condition_names
 from kws_jax.data.conditions import CLEAN, Condition
 from kws_jax.data.noise import NoiseBank
 from kws_jax.errors import UserError
@@ -58,15 +59,17 @@ def noise_conditions(
     With `far`, the same again with every clip through a room: "far clean", "far seen
     20 dB", …
     """
-    conditions: dict[str, tuple[Condition, NoiseBank | None]] = {"clean": (CLEAN, None)}
+    conditions: dict[str, tuple[Condition, NoiseBank | None]] = {
+        condition_names.CLEAN: (CLEAN, None)
+    }
     for kind, bank in noise.items():
         for snr in snr_db:
-            conditions[f"{kind} {snr:g} dB"] = (Condition(snr_db=(float(snr),)), bank)
+            name = condition_names.noisy(kind, snr)
+            conditions[name] = (Condition(snr_db=(float(snr),)), bank)
     if far:
-        conditions |= {
-            f"far {name}": (dataclasses.replace(near, reverberant_fraction=1.0), bank)
-            for name, (near, bank) in conditions.items()
-        }
+        for name, (near, heard) in list(conditions.items()):
+            there = dataclasses.replace(near, reverberant_fraction=1.0)
+            conditions[condition_names.FAR + name] = there, heard
     return conditions
 
 
@@ -100,7 +103,7 @@ def test_network(
         confusion[name] = metrics.confusion_matrix(
             truth, predicted, len(labels)
         ).tolist()
-        if name == "clean":
+        if name == condition_names.CLEAN:
             for index, label in enumerate(labels):
                 right = predicted[truth == index] == index
                 rows.append(share_row(stage, name, f"recall/{label}", right))

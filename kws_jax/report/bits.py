@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
+from kws_jax.condition_names import CLEAN
 from kws_jax.report import text
 from kws_jax.report.chart import Chart
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.plots import key
-from kws_jax.report.workdir import CLEAN, Measure, Run
+from kws_jax.report.workdir import Measure, Run
 
 _WEIGHTS, _ACTIVATIONS, _BYTES = "weight_bits", "activation_bits", "weight_bytes"
 _IN_FLOAT, _PACKED = "weights_in_float", "packed_bytes"

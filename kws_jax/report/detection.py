@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kws_jax.condition_names import CLEAN, FAR
 from kws_jax.report import text
 from kws_jax.report.chart import Chart, Point, path_of
 from kws_jax.report.markup import Markup, join, tag
-from kws_jax.report.workdir import CLEAN, FAR, Run
+from kws_jax.report.workdir import Run
 
 _HEADS = (
     "stream",

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kws_jax.condition_names import CLEAN
 from kws_jax.evaluation import separation
 from kws_jax.report import text
 from kws_jax.report.chart import Chart
 from kws_jax.report.markup import Markup, join, tag
-from kws_jax.report.workdir import CLEAN, Run
+from kws_jax.report.workdir import Run
 
 # More would hide each other, and fill the page.
 _MOST_CLIPS = 60

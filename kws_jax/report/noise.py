@@ -3,11 +3,12 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
+from kws_jax.condition_names import CLEAN, FAR, clean_of, level
 from kws_jax.report import text
 from kws_jax.report.chart import Chart
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.plots import floor, tip
-from kws_jax.report.workdir import CLEAN, FAR, Measure, Run
+from kws_jax.report.workdir import Measure, Run
 
 Curves = Mapping[str, Sequence[tuple[float, Measure]]]
 
@@ -87,10 +88,10 @@ def _table(run: Run) -> Markup:
     columns = {kind: dict(curve) for kind, curve in curves.items()}
     far = any(kind.startswith(FAR) for kind in columns)
     rows = [
-        _row(f"{snr:g} dB".replace("-", "−"), [c.get(snr) for c in columns.values()])
+        _row(level(snr).replace("-", "−"), [c.get(snr) for c in columns.values()])
         for snr in sorted({snr for c in columns.values() for snr in c}, reverse=True)
     ]
-    clean = [run.find("accuracy", _clean_of(kind)) for kind in columns]
+    clean = [run.find("accuracy", clean_of(kind)) for kind in columns]
     mean = join(
         tag("td", tag("b", text.percent(value)), class_="number")
         for value in means(run).values()
@@ -110,10 +111,6 @@ def _shown(columns: Sequence[str], rows: Sequence[Markup]) -> Markup:
         "table", tag("thead", tag("tr", heads)), tag("tbody", *rows), class_="noise"
     )
     return tag("div", table, class_="scroll")
-
-
-def _clean_of(kind: str) -> str:
-    return FAR + CLEAN if kind.startswith(FAR) else CLEAN
 
 
 def _heading(kind: str, far: bool) -> str:

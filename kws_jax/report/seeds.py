@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from kws_jax.condition_names import FAR
 from kws_jax.report import false_accepts, noise_curves, tables, text
 from kws_jax.report.document import document
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.page import FILE_NAME
-from kws_jax.report.workdir import FAR, Measure, Run, read_run
+from kws_jax.report.workdir import Measure, Run, read_run
 from kws_jax.workdirs import write_whole
 
 _NOTE = (

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from kws_jax.condition_names import CLEAN, FAR
 from kws_jax.report import text
 from kws_jax.report.markup import Markup, join, tag
-from kws_jax.report.workdir import CLEAN, FAR, Measure, Run
+from kws_jax.report.workdir import Measure, Run
 from kws_jax.workdirs import in_bucket
 
 _FRACTIONS = ("float_accuracy", "accuracy", "recall/", "frr@", "false_accept/")

@@ -11,9 +11,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from kws_jax.condition_names import CLEAN, FAR
 from kws_jax.report import bits, detection, false_accepts, noise, text
 from kws_jax.report.page import FILE_NAME
-from kws_jax.report.workdir import CLEAN, FAR, Measure, Run, parse_results, read_run
+from kws_jax.report.workdir import Measure, Run, parse_results, read_run
 from kws_jax.workdirs import folder_of
 
 _LINE_EVERY = 20.0  # seconds between plain lines

@@ -3,20 +3,16 @@
 import dataclasses
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kws_jax import condition_names
+from kws_jax.condition_names import CLEAN
 from kws_jax.errors import UserError
 from kws_jax.workdirs import folder_of, read_arrays, read_json
-
-CLEAN = "clean"
-# Before the name of a condition whose clips are heard through a room.
-FAR = "far "
-_NOISE = re.compile(r"^(?P<kind>.+?)\s+(?P<snr>[-−]?\d+(?:\.\d+)?)\s*dB$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +124,10 @@ class Run:
         """
         curves: dict[str, list[tuple[float, Measure]]] = {}
         for measure in self.final():
-            match = _NOISE.match(measure.condition)
-            if measure.metric == "accuracy" and match:
-                snr = float(match["snr"].replace("−", "-"))
-                curves.setdefault(match["kind"], []).append((snr, measure))
+            noise = condition_names.parse(measure.condition)
+            if measure.metric == "accuracy" and noise:
+                kind, snr = noise
+                curves.setdefault(kind, []).append((snr, measure))
         return {
             kind: sorted(points, key=lambda point: point[0])
             for kind, points in curves.items()

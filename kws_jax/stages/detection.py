@@ -21,6 +21,7 @@ from rich.console import Console
 
 from kws_jax import config as configs
 from kws_jax import together
+from kws_jax.condition_names import CLEAN
 from kws_jax.data.conditions import Condition
 from kws_jax.data.corpus import TEST, VALIDATION, Split
 from kws_jax.data.stream import (
@@ -95,7 +96,7 @@ def plan(parts: Parts) -> list[Listening]:
     conditions = noise_conditions(
         parts.noise, config.snr_db, far=parts.test_rooms is not None
     )
-    where = [(VALIDATION, "clean"), *((TEST, name) for name in conditions)]
+    where = [(VALIDATION, CLEAN), *((TEST, name) for name in conditions)]
     listenings = []
     for split, name in where:
         condition, bank = conditions[name]

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kws_jax import together
-from kws_jax.data.noise_folder import UNSEEN
+from kws_jax.condition_names import CLEAN, UNSEEN
 from kws_jax.errors import UserError
 from kws_jax.evaluation import separation, testing
 from kws_jax.evaluation.metrics import result
@@ -56,7 +56,7 @@ def measure(
             lambda batch: embed(batch["audio"]),
             parts.eval_batches(split, condition, bank),
         )
-        arrays["embedding" if name == "clean" else f"embedding {name}"] = embeddings
+        arrays["embedding" if name == CLEAN else f"embedding {name}"] = embeddings
         ratio = separation.class_distance_ratio(embeddings, labels)
         stage = parts.config.stages[-1].name
         if np.isfinite(ratio):  # not where each class is one point; JSON has no such

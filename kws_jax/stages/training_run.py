@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kws_jax import together
+from kws_jax.condition_names import CLEAN
 from kws_jax.data.corpus import Split
 from kws_jax.errors import UserError
 from kws_jax.evaluation.metrics import result
@@ -140,7 +141,7 @@ def tell_of_statistics(parts: Parts, index: int, plan: StagePlan) -> None:
 
 def _train_rows(stage: str, measures: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
-        result(stage, "train", validation.CLEAN_NAME, name, value, None, 1)
+        result(stage, "train", CLEAN, name, value, None, 1)
         for name, value in measures.items()
     ]
 

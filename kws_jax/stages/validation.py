@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from kws_jax import condition_names
 from kws_jax.data.conditions import CLEAN, Condition
 from kws_jax.evaluation.metrics import result, wilson_interval
 from kws_jax.objectives.registry import OBJECTIVES, Objective
@@ -17,8 +18,8 @@ from kws_jax.parts import Parts, condition_of
 from kws_jax.training import sharding
 from kws_jax.training.state import TrainState
 
-# Conditions as results.json names them.
-CLEAN_NAME, TRAINING_NAME = "clean", "as in training"
+# What is trained in, as results.json names it.
+TRAINING_NAME = "as in training"
 # (state, features [b, t, f], …) -> logits [b, k]
 LogitsOf = Callable[..., Float[Array, "b k"]]
 ContextOf = Callable[[TrainState], tuple[Any, ...]]
@@ -101,7 +102,7 @@ def validation_row(
 ) -> dict[str, Any]:
     """The best state's validation accuracy as a row of results.json."""
     clean = validation_condition(stage) == CLEAN
-    condition = CLEAN_NAME if clean else TRAINING_NAME
+    condition = condition_names.CLEAN if clean else TRAINING_NAME
     count = len(parts.task.validation)
     value = notes["best_accuracy"]
     interval = wilson_interval(round(value * count), count)

@@ -20,6 +20,7 @@ from kws_jax.models.counting import count_macs
 from kws_jax.models.searched import MixedLayer
 from kws_jax.objectives.data_parameters import JOINT
 from kws_jax.parts import Setup
+from kws_jax.search.architecture import init_architecture
 from kws_jax.search.bilevel import make_search_step
 from kws_jax.search.mbconv_space import Cost, MBConvSpace
 from kws_jax.search.methods import create_method
@@ -207,7 +208,7 @@ def search_step(
     }
     method = create_method("darts")
     supernet = create(labels, space)
-    architecture = space.init_architecture(jax.random.key(1))
+    architecture = init_architecture(jax.random.key(1), space.candidates)
     op_weights = method.op_weights(architecture)
     variables = _variables(supernet, features, op_weights)
     params, batch_stats = networks.split_variables(variables)

@@ -32,6 +32,7 @@ from kws_jax.quantization import calibration
 from kws_jax.quantization.network import Bits, QuantizedNetwork
 from kws_jax.quantization.sites import find_sites
 from kws_jax.search import proxyless
+from kws_jax.search.architecture import init_architecture
 from kws_jax.search.mbconv_space import MBConvSpace
 from kws_jax.search.path_net import PathNet
 from kws_jax.search.space import SearchSpace
@@ -85,7 +86,7 @@ def cases() -> Named:
     weights = tuple(jnp.linspace(0.1, 1.0, len(names)) for names in space.candidates)
     found["supernet"] = SuperNet(LABELS, space, dropout=0.0), (weights,), "__call__"
     paths = MBConvSpace((1, 3), (3,))
-    alphas = paths.init_architecture(jax.random.key(0))
+    alphas = init_architecture(jax.random.key(0), paths.candidates)
     path = np.array([1] * len(alphas), np.int32)
     gates = proxyless.binary_gates(alphas, path)
     found["one path"] = PathNet(LABELS, paths), (path, None), "__call__"

@@ -16,6 +16,7 @@ from configs.common import spec_augment
 from kws_jax.errors import UserError
 from kws_jax.models.counting import _inner
 from kws_jax.models.registry import MODELS, create_model, model_settings
+from kws_jax.search.architecture import init_architecture
 from kws_jax.search.methods import create_method
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
@@ -91,7 +92,7 @@ def test_every_search_computes_in_bfloat16_and_is_kept_in_float32(method):
     space = SearchSpace(channels=(4, 4, 6, 6, 8, 8), stem_channels=4)
     supernet = SuperNet(4, space, skip_noise=method.skip_noise)
     batch = batch_of((2, 98, 40))
-    architecture = space.init_architecture(jax.random.key(0))
+    architecture = init_architecture(jax.random.key(0), space.candidates)
     shapes = networks.variable_shapes(
         supernet, batch["audio"], method.op_weights(architecture)
     )

@@ -23,6 +23,7 @@ from kws_jax.models.light_conv import LightConv
 from kws_jax.models.registry import create_model
 from kws_jax.models.tenet import TENet
 from kws_jax.parts import Setup
+from kws_jax.search.architecture import init_architecture
 from kws_jax.search.methods import create_method
 from kws_jax.search.space import SearchSpace
 from kws_jax.search.supernet import SuperNet
@@ -269,7 +270,7 @@ def test_filter_of_a_supernet_is_trained_with_its_weights():
     method = create_method("darts")
     space = SearchSpace(strides=(2,), channels=(4,), stem_channels=4)
     model = filtered(SuperNet(K, space), "dynamic", F)
-    architecture = space.init_architecture(jax.random.key(0))
+    architecture = init_architecture(jax.random.key(0), space.candidates)
     shapes = networks.variable_shapes(model, X, method.op_weights(architecture))
     params, statistics = networks.split_variables(shapes)
     assert set(params) == {"front_filter", "network"}

@@ -21,6 +21,7 @@ from kws_jax.models.mbconv import (
 )
 from kws_jax.models.registry import create_model
 from kws_jax.search import limits, proxyless
+from kws_jax.search.architecture import init_architecture
 from kws_jax.search.limits import Limits
 from kws_jax.search.mbconv_space import Cost, MBConvSpace, expected_macs
 from kws_jax.training import finiteness
@@ -300,7 +301,7 @@ def step_of(every, start=0, architecture=None, factor=1.0):
     step = proxyless.make_path_step(
         loss, loss, transformations, TINY, objective, every=every, start=start
     )
-    architecture = architecture or TINY.init_architecture(jax.random.key(0))
+    architecture = architecture or init_architecture(jax.random.key(0), TINY.candidates)
     trees = {WEIGHTS: {"w": jnp.zeros(2)}, ARCHITECTURE: architecture}
     return jax.jit(step), create_train_state(trees, {}, transformations)
 

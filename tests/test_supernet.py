@@ -17,6 +17,7 @@ from kws_jax import config as configs
 from kws_jax.errors import UserError
 from kws_jax.models.genotype import OPERATIONS, Genotype
 from kws_jax.models.searched import MixedLayer, SearchedTCNet
+from kws_jax.search.architecture import init_architecture
 from kws_jax.search.bilevel import make_search_step
 from kws_jax.search.methods import create_method
 from kws_jax.search.random_search import random_genotype
@@ -198,7 +199,7 @@ def test_candidates_are_those_of_the_paper():
 
 
 def test_architecture_starts_small_and_differs_by_layer():
-    alphas = SearchSpace().init_architecture(jax.random.key(0))
+    alphas = init_architecture(jax.random.key(0), SearchSpace().candidates)
     assert [len(a) for a in alphas] == [8, 9, 8, 9, 8, 9]
     assert 3e-4 < np.std(np.concatenate(alphas)) < 3e-3
     assert not np.allclose(alphas[0], alphas[2])
@@ -289,7 +290,7 @@ def test_search_step_takes_the_supernet_and_keeps_the_shape_of_the_state(order):
     }
     trees = {
         WEIGHTS: variables["params"],
-        ARCHITECTURE: space.init_architecture(jax.random.key(0)),
+        ARCHITECTURE: init_architecture(jax.random.key(0), space.candidates),
     }
     state = create_train_state(trees, variables["batch_stats"], transformations)
     step = make_search_step(

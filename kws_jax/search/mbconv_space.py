@@ -22,11 +22,10 @@ from kws_jax.models.mbconv import (
     strides_of,
     widths_of,
 )
+from kws_jax.search.architecture import Architecture
 from kws_jax.search.layout import Layout
 
 LAYERS = 2 * STAGE_LAYERS
-# One vector of architecture weights a layer, in the order of its candidates.
-Architecture = tuple[Float[Array, " o"], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +83,6 @@ class MBConvSpace:
         """The operations that stand at these places among the candidates."""
         return tuple(
             names[index] for names, index in zip(self.candidates, choice, strict=True)
-        )
-
-    def init_architecture(self, key: jax.Array, scale: float = 1e-3) -> Architecture:
-        """Architecture weights drawn from scale · N(0, 1), one vector a layer."""
-        return tuple(
-            scale * jax.random.normal(jax.random.fold_in(key, index), (len(names),))
-            for index, names in enumerate(self.candidates)
         )
 
     def costs(self, image: tuple[int, int]) -> tuple["Cost", ...]:

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 
 from kws_jax.errors import UserError, nearest
 from kws_jax.models.genotype import Genotype
-from kws_jax.search.space import Architecture, SearchSpace
+from kws_jax.search.architecture import Architecture
+from kws_jax.search.space import SearchSpace
 
 
 @dataclasses.dataclass(frozen=True)

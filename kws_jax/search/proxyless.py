@@ -15,8 +15,8 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from kws_jax.models.mbconv import SKIP
+from kws_jax.search.architecture import Architecture
 from kws_jax.search.mbconv_space import (
-    Architecture,
     Cost,
     MBConvSpace,
     expected_macs,

@@ -6,15 +6,9 @@ Reference: Zhang et al., "AutoKWS", ICASSP 2021 (arXiv 2009.03658), Fig. 2.
 import dataclasses
 from collections.abc import Sequence
 
-import jax
-from jaxtyping import Array, Float
-
 from kws_jax.errors import UserError, nearest
 from kws_jax.models import genotype as genotypes
 from kws_jax.models.genotype import OPERATIONS, SKIP, Genotype
-
-# One vector of architecture weights a layer, in the order of the layer's candidates.
-Architecture = tuple[Float[Array, " o"], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +58,6 @@ class SearchSpace:
             stem_channels=self.stem_channels,
             shortcut=self.shortcut,
             se_reduction=self.se_reduction,
-        )
-
-    def init_architecture(self, key: jax.Array, scale: float = 1e-3) -> Architecture:
-        """Architecture weights drawn from scale · N(0, 1), one vector a layer."""
-        return tuple(
-            scale * jax.random.normal(jax.random.fold_in(key, index), (len(names),))
-            for index, names in enumerate(self.candidates)
         )
 
 

@@ -18,8 +18,9 @@ from kws_jax.errors import UserError
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts
 from kws_jax.search import proxyless
+from kws_jax.search.architecture import Architecture, init_architecture
 from kws_jax.search.limits import Limits
-from kws_jax.search.mbconv_space import Architecture, Cost, MBConvSpace
+from kws_jax.search.mbconv_space import Cost, MBConvSpace
 from kws_jax.search.path_net import PathNet
 from kws_jax.stages import networks, runner, training_run
 from kws_jax.stages.learner import features_for_training
@@ -148,7 +149,7 @@ def _initial_state(
 ) -> TrainState:
     weights_key, architecture_key = jax.random.split(jax.random.key(parts.config.seed))
     variables = networks.initial_variables(network, weights_key, *_inputs(parts, space))
-    architecture = space.init_architecture(architecture_key)
+    architecture = init_architecture(architecture_key, space.candidates)
     return _state_of(variables, architecture, transformations)
 
 
@@ -159,7 +160,7 @@ def _last_state(
     plan = runner.plan_of(parts, index, len(splits(parts)[0]))
     transformations, _ = _optimizers(parts.config.stages[index], plan)
     shapes = networks.variable_shapes(network, *_inputs(parts, space))
-    architecture = space.init_architecture(jax.random.key(0))
+    architecture = init_architecture(jax.random.key(0), space.candidates)
     like = jax.eval_shape(
         lambda shapes: _state_of(shapes, architecture, transformations), shapes
     )

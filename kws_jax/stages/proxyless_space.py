@@ -11,8 +11,9 @@ from kws_jax.models import counting
 from kws_jax.models.mbconv import MBConvNet, load_layers
 from kws_jax.parts import Parts
 from kws_jax.search import limits
+from kws_jax.search.architecture import Architecture
 from kws_jax.search.limits import Limits
-from kws_jax.search.mbconv_space import Architecture, Cost, MBConvSpace
+from kws_jax.search.mbconv_space import Cost, MBConvSpace
 from kws_jax.stages import networks
 
 KIND = "proxyless_search"

@@ -20,6 +20,7 @@ from kws_jax.models.tc_resnet import BLOCKS, STEM_CHANNELS
 from kws_jax.objectives.classification import softmax_cross_entropy
 from kws_jax.parts import Parts
 from kws_jax.search import methods
+from kws_jax.search.architecture import init_architecture
 from kws_jax.search.bilevel import make_search_step
 from kws_jax.search.methods import Darts
 from kws_jax.search.space import SearchSpace
@@ -223,7 +224,7 @@ def _initial_state(
     transformations: dict[str, Any],
 ) -> TrainState:
     weights_key, architecture_key = jax.random.split(jax.random.key(parts.config.seed))
-    architecture = space.init_architecture(architecture_key)
+    architecture = init_architecture(architecture_key, space.candidates)
     variables = networks.initial_variables(
         supernet,
         weights_key,

@@ -216,6 +216,20 @@ def test_without_architecture_updates_only_the_weights_learn():
     assert "architecture_loss" not in metrics
 
 
+def test_one_key_serves_every_step():
+    def noisy(trees, batch_stats, batch, key):
+        loss, (_, batch_stats) = loss_fn(trees, batch_stats, batch, key)
+        return loss, ({"drawn": jax.random.uniform(key)}, batch_stats)
+
+    state, transformations = state_of(optax.sgd(0.1))
+    step, key = make_search_step(noisy, transformations), jax.random.key(5)
+    for number in range(3):
+        state, metrics = step(state, TRAIN, VAL, key)
+        both = jax.random.split(jax.random.fold_in(key, number))
+        found = [metrics["drawn"], metrics["architecture_drawn"]]
+        np.testing.assert_array_equal(found, [jax.random.uniform(k) for k in both])
+
+
 def test_wrong_orders_are_refused():
     state, _ = state_of(optax.sgd(0.1))
     with pytest.raises(ValueError, match="order"):

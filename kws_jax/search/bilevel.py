@@ -149,13 +149,15 @@ def make_search_step(
       step(state, train_batch, val_batch, key) -> (state, metrics), pure, to be jitted.
       Metrics are "loss", "gradient_norm" and those of `loss_fn` on the training batch
       and, with prefix "architecture_", on the validation batch. Batch statistics come
-      from the training batch alone; `state.step` counts the weight updates.
+      from the training batch alone; `state.step` counts the weight updates, and is
+      folded into `key`, so the same key may be passed at every step.
     """
     transformations = dict(transformations)
 
     def step(
         state: TrainState, train_batch: PyTree, val_batch: PyTree, key: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(key, state.step)
         keys = train_key, _ = tuple(jax.random.split(key))
         metrics, gradients = {}, {}
         if update_architecture:

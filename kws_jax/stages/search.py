@@ -266,13 +266,7 @@ def _step_at(
             update_architecture=update_architecture,
             regulariser=method.regulariser,
         )
-        return with_epoch(
-            lambda state, weights, architecture, key: step(
-                state, weights, architecture, jax.random.fold_in(key, state.step)
-            ),
-            supernet,
-            plan,
-        )
+        return with_epoch(step, supernet, plan)
 
     steps = {update: of(update) for update in (False, True)}
     return lambda number: steps[number >= warm_up]

@@ -7,7 +7,7 @@ All processes do so together, and that which holds a clip names it to the others
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ class Training:
 
     Attributes:
       initial: the state at its start, in the host's memory.
-      splits: what its batches were drawn from, as `feeding.create_feed` takes it, like
-        `step_at` and `repeats`.
+      feed: what gave it its batches, and knows where they were drawn from.
+      step_at: as `feeding.create_feed` takes it.
     """
 
     parts: Parts
@@ -48,9 +48,7 @@ class Training:
     plan: StagePlan
     feed: feeding.Feed
     initial: TrainState
-    splits: Sequence[Split]
     step_at: Callable[[int], feeding.Step]
-    repeats: Sequence[int] | None
 
     @property
     def stage(self) -> ConfigDict:
@@ -68,27 +66,29 @@ class Training:
             return sharding.replicate(self.initial, self.parts.mesh)
         return restored[0]
 
-    def drawn(self, number: int) -> Iterator[tuple[int, Split, int]]:
-        """For step `number` (from 0): stream, split, and step of that stream."""
-        repeats = self.repeats or (1,) * len(self.splits)
-        for stream, (split, times) in enumerate(zip(self.splits, repeats, strict=True)):
-            yield stream, split, number // times
-
     def batches(self, number: int) -> list[Batch]:
-        """The batch of each split at step `number` (from 0)."""
+        """The batch of each stream at step `number` (from 0)."""
         return [
-            next(self.parts.train_batches(split, self.stage, step, stream=stream))
-            for stream, split, step in self.drawn(number)
+            next(
+                self.parts.train_batches(
+                    stream.split,
+                    self.stage,
+                    stream.batch_of(number),
+                    stream=stream.number,
+                )
+            )
+            for stream in self.feed.streams
         ]
 
     def clip(self, number: int, stream: int, place: int, reason: str) -> str:
         """Names the clip at a place of one of these batches, on all processes."""
-        _, split, step = list(self.drawn(number))[stream]
-        own = self.parts.selection(split, self.stage, stream=stream)(step).positions
+        drawn = self.feed.streams[stream]
+        select = self.parts.selection(drawn.split, self.stage, stream=stream)
+        own = select(drawn.batch_of(number)).positions
         holder, here = divmod(place, len(own))
         told = ""
         if holder == jax.process_index():
-            told = _clip(split, int(own[here]), reason)
+            told = _clip(drawn.split, int(own[here]), reason)
         name = together.of_all(told)[holder]
         if jax.process_count() > 1:
             name += f" It is in the share of process {holder}."

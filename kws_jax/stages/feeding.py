@@ -21,11 +21,34 @@ Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Stream:
+    """The batches of a split, drawn apart from those of other streams.
+
+    Attributes:
+      number: of the stream, from 0; its draws depend on it.
+      times: how many steps in a row get the same batch.
+    """
+
+    number: int
+    split: Split
+    times: int
+
+    def batch_of(self, step: int) -> int:
+        """The number of the batch, from 0, that step `step` gets."""
+        return step // self.times
+
+
+@dataclasses.dataclass(frozen=True)
 class Feed:
-    """`step_fn` and `batches_from` as `loop.train_stage` takes them."""
+    """`step_fn` and `batches_from` as `loop.train_stage` takes them; whence they draw.
+
+    Attributes:
+      streams: where the batches of a step come from, one of each.
+    """
 
     step_fn: Callable[[TrainState, Any], tuple[TrainState, Any]]
     batches_from: Callable[[int], Iterator[Any]]
+    streams: Sequence[Stream]
 
 
 def create_feed(
@@ -51,10 +74,11 @@ def create_feed(
       repeats: for each split, how many steps in a row get the same batch of it; 1 each
         where None.
     """
-    repeats = repeats or (1,) * len(splits)
+    each = zip(splits, repeats or (1,) * len(splits), strict=True)
+    streams = [Stream(number, *drawn) for number, drawn in enumerate(each)]
     if parts.config.data.on_device:
-        return _on_device(parts, stage, plan, key, splits, step_at, repeats)
-    return _from_host(parts, stage, key, splits, step_at, repeats)
+        return _on_device(parts, stage, plan, key, streams, step_at)
+    return _from_host(parts, stage, key, streams, step_at)
 
 
 def batches_alone(parts: Parts, stage: ConfigDict) -> Iterator[dict[str, Any]]:
@@ -84,9 +108,8 @@ def _from_host(
     parts: Parts,
     stage: ConfigDict,
     key: jax.Array,
-    splits: Sequence[Split],
+    streams: Sequence[Stream],
     step_at: Callable[[int], Step],
-    repeats: Sequence[int],
 ) -> Feed:
     def jitted(step: Step) -> Callable[..., tuple[TrainState, Any]]:
         return parts.once(
@@ -95,27 +118,25 @@ def _from_host(
         )
 
     def batches_from(start: int) -> Iterator[tuple[Any, ...]]:
-        streams = (
-            _repeated(
-                parts.train_batches(split, stage, start // times, stream=stream),
-                times,
-                start % times,
-            )
-            for stream, (split, times) in enumerate(zip(splits, repeats, strict=True))
-        )
-        return zip(itertools.count(start), *streams)
+        each = (_batches_from(parts, stage, stream, start) for stream in streams)
+        return zip(itertools.count(start), *each)
 
     def step_fn(state: TrainState, numbered: Any) -> tuple[TrainState, Any]:
         number, *batches = numbered
         return jitted(step_at(number))(state, *batches, key)
 
-    return Feed(step_fn, batches_from)
+    return Feed(step_fn, batches_from, streams)
 
 
-def _repeated(batches: Iterator[Any], times: int, done: int) -> Iterator[Any]:
-    """Each batch `times` times in a row, the first as if given `done` times before."""
-    each = (batch for batch in batches for _ in range(times))
-    return itertools.islice(each, done, None)
+def _batches_from(
+    parts: Parts, stage: ConfigDict, stream: Stream, start: int
+) -> Iterator[Any]:
+    """The batch of a stream for each step from `start` on."""
+    batches = parts.train_batches(
+        stream.split, stage, stream.batch_of(start), stream=stream.number
+    )
+    each = (batch for batch in batches for _ in range(stream.times))
+    return itertools.islice(each, start % stream.times, None)
 
 
 def _on_device(
@@ -123,24 +144,23 @@ def _on_device(
     stage: ConfigDict,
     plan: StagePlan,
     key: jax.Array,
-    splits: Sequence[Split],
+    streams: Sequence[Stream],
     step_at: Callable[[int], Step],
-    repeats: Sequence[int],
 ) -> Feed:
-    recipes = [parts.recipe(split, stage) for split in splits]
+    recipes = [parts.recipe(stream.split, stage) for stream in streams]
     selections = [
-        parts.selection(split, stage, stream=stream)
-        for stream, split in enumerate(splits)
+        parts.selection(stream.split, stage, stream=stream.number) for stream in streams
     ]
 
     def inputs_from(start: int) -> Iterator[tuple[int, list[Any]]]:
         for call in plan.calls(start):
             stacks = (
                 device.stack(
-                    recipe.split, [recipe.inputs(select(n // times)) for n in call]
+                    stream.split,
+                    [recipe.inputs(select(stream.batch_of(n))) for n in call],
                 )
-                for recipe, select, times in zip(
-                    recipes, selections, repeats, strict=True
+                for recipe, select, stream in zip(
+                    recipes, selections, streams, strict=True
                 )
             )
             yield call.start, [sharding.shard(s, parts.mesh, axis=1) for s in stacks]
@@ -174,7 +194,7 @@ def _on_device(
         number, inputs = numbered
         return jitted(step_at(number))(state, parts.resident, inputs, key)
 
-    return Feed(step_fn, inputs_from)
+    return Feed(step_fn, inputs_from, streams)
 
 
 def _make_batch(

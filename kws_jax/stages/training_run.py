@@ -110,9 +110,7 @@ def run(
             **settings,
         )
     except NotFiniteError as error:
-        trained = cause.Training(
-            parts, index, folder, plan, feed, initial, splits, step_at, repeats
-        )
+        trained = cause.Training(parts, index, folder, plan, feed, initial, step_at)
         raise UserError(f"{error} {cause.explain(trained, error)}".strip()) from error
     return TrainingRun(parts, stage, plan, state, notes)
 

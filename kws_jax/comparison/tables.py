@@ -154,7 +154,7 @@ def _cells(row: Row, rows: Sequence[Row], baseline: Row | None) -> list[str]:
     def in_noise(kind: str) -> str:
         return _of_runs(row, _means(row, _shared(rows, kind)), _percent)
 
-    def shown(metric: str, show: Show, condition: str = "clean") -> str:
+    def shown(metric: str, show: Show, condition: str = CLEAN) -> str:
         return _of_runs(row, row.values(metric, condition), show)
 
     return [

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 SAMPLE_RATE = 16_000
+FULL_SCALE = 32768.0  # what an int16 is divided by to be in [-1, 1]
 CLIP_SAMPLES = 16_000
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SPLITS = (TRAIN, VALIDATION, TEST)

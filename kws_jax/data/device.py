@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kws_jax.data.corpus import CLIP_SAMPLES, SAMPLE_RATE, Split
+from kws_jax.data.corpus import CLIP_SAMPLES, FULL_SCALE, SAMPLE_RATE, Split
 from kws_jax.data.draws import Inputs, Recipe
-from kws_jax.data.mixing import FULL_SCALE, PEAK
+from kws_jax.data.mixing import PEAK
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.rooms import RoomBank
 from kws_jax.errors import UserError

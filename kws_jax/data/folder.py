@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from kws_jax import runtime
+from kws_jax.condition_names import SEEN, UNSEEN
 from kws_jax.data import store
 from kws_jax.data.audio_files import (
     AUDIO_SUFFIXES,
@@ -281,7 +282,7 @@ def _prepare(
             )
 
     # `corrupt` grows while the clips are read; the store keeps it as it is at the end.
-    noise = {"seen": background[TRAIN], "unseen": ()}
+    noise = {SEEN: background[TRAIN], UNSEEN: ()}
     store.write_store(path, clips(), background, noise, {"skipped": corrupt})
 
 

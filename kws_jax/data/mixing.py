@@ -12,10 +12,9 @@ import tensorflow as tf
 from scipy import fft
 
 from kws_jax.data.conditions import Condition
-from kws_jax.data.corpus import CLIP_SAMPLES, SAMPLE_RATE
+from kws_jax.data.corpus import CLIP_SAMPLES, FULL_SCALE, SAMPLE_RATE
 from kws_jax.errors import UserError
 
-FULL_SCALE = 32768.0
 REFERENCE_RMS = 0.05  # of a keyword clip where the training set's median is not given
 PEAK = 32767 / FULL_SCALE  # the largest int16
 # The uniform draws a clip needs, in the order of the columns given to `draw`.

@@ -19,14 +19,13 @@ import numpy as np
 import tensorflow as tf
 
 from kws_jax.data.conditions import Condition
-from kws_jax.data.corpus import CLIP_SAMPLES, Split
+from kws_jax.data.corpus import CLIP_SAMPLES, FULL_SCALE, Split
 from kws_jax.data.draws import (
     Recipe,
     Selection,
     evaluation_selection,
 )
 from kws_jax.data.mixing import (
-    FULL_SCALE,
     mix,
     reverberate,
     shift_clips,

@@ -2,12 +2,11 @@
 
 from typing import Any
 
+from kws_jax.config import SOURCES
 from kws_jax.data import store
 from kws_jax.data.corpus import Corpus
 from kws_jax.data.protocols import get_protocol
 from kws_jax.errors import UserError, nearest
-
-SOURCES = ("tfds", "folder", "synthetic")
 
 
 def open_corpus(

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from kws_jax.data.corpus import CLIP_SAMPLES, SAMPLE_RATE, Split
+from kws_jax.data.corpus import CLIP_SAMPLES, FULL_SCALE, SAMPLE_RATE, Split
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.sounding import FLOOR
 from kws_jax.data.time_labels import Spoken
 from kws_jax.errors import UserError
 
-_FULL_SCALE = 32767.0
+_LARGEST = 32767.0  # of int16
 _LONGEST_PIECE = 10 * SAMPLE_RATE  # of one recording of background
 _LONGEST_BED = 20 * SAMPLE_RATE  # of one recording of the bed
 _FADE = SAMPLE_RATE // 100  # samples
@@ -230,8 +230,8 @@ def _mixed(piece: np.ndarray, under: "_BedSound | None") -> np.ndarray:
     if under is not None:
         piece = piece + under.take(len(piece))
     peak = np.abs(piece).max(initial=0.0)
-    if peak > _FULL_SCALE:
-        piece = piece * (_FULL_SCALE / peak)
+    if peak > _LARGEST:
+        piece = piece * (_LARGEST / peak)
     return np.rint(piece).astype(np.int16)
 
 
@@ -334,5 +334,5 @@ class _BedSound:
         part = _sounding_part(self._rng, audio, self._bed.bank.ranges[row])
         crop = _without_silent_ends(_crop(self._rng, part, _LONGEST_BED))
         sound = crop.astype(np.float32)
-        level = float(np.sqrt(np.mean(np.square(sound, dtype=np.float64)))) / 32768.0
+        level = float(np.sqrt(np.mean(np.square(sound, dtype=np.float64)))) / FULL_SCALE
         return _faded(sound * np.float32(self._bed.rms / level))

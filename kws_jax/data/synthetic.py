@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from kws_jax import runtime
+from kws_jax import condition_names, runtime
 from kws_jax.data import espeak, store
 from kws_jax.data.corpus import (
     CLIP_SAMPLES,
@@ -26,10 +26,10 @@ from kws_jax.data.corpus import (
     Corpus,
     Recording,
 )
+from kws_jax.data.protocols import GOOGLE_TEN
 from kws_jax.data.synthetic_noise import SEEN, UNSEEN, make_noise
 from kws_jax.errors import UserError
 
-KEYWORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 # The other words of Speech Commands v0.02.
 # fmt: off
 OTHER_WORDS = (
@@ -83,7 +83,7 @@ class _Clip:
 def synthesize_corpus(
     cache_dir: str | os.PathLike[str] = "",
     *,
-    words: Sequence[str] = KEYWORDS,
+    words: Sequence[str] = GOOGLE_TEN,
     other_words: Sequence[str] = OTHER_WORDS,
     clips_per_word: int = 150,
     seed: int = 0,
@@ -267,7 +267,10 @@ def _noises(
     """Background of each split, and the noises "seen" and "unseen" for tests."""
     background = {split: [make_noise(kind, rng) for kind in SEEN] for split in SPLITS}
     unseen = [make_noise(kind, rng, speech=babblers) for kind in UNSEEN]
-    return background, {"seen": background[TRAIN], "unseen": unseen}
+    return background, {
+        condition_names.SEEN: background[TRAIN],
+        condition_names.UNSEEN: unseen,
+    }
 
 
 def _check(words: Sequence[str], others: Sequence[str], clips_per_word: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kws_jax import runtime
+from kws_jax.condition_names import SEEN, UNSEEN
 from kws_jax.data import store
 from kws_jax.data.corpus import (
     SILENCE,
@@ -161,7 +162,7 @@ def _convert(
     labels = source.info.features["label"]
     # Filled while the clips are read; the store looks at it when they are consumed.
     background: dict[str, list[Recording]] = {split: [] for split in SPLITS}
-    noise: dict[str, list[Recording]] = {"seen": background[TRAIN], "unseen": []}
+    noise: dict[str, list[Recording]] = {SEEN: background[TRAIN], UNSEEN: []}
     if not stock:
         _add_recordings(source, background)
 

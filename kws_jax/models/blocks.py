@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kws_jax.models.genotype import SHORTCUTS
 from kws_jax.ops.pointwise import pointwise_conv
 
 BATCH_NORM_MOMENTUM, BATCH_NORM_EPSILON = 0.997, 1e-3
 STEM_KERNEL = 3
-SHORTCUTS = ("1x1", "jx1")
 
 
 def conv(channels: int, kernel: int, stride: int = 1, *, name: str) -> nn.Conv:

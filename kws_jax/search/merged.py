@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kws_jax.models.blocks import BATCH_NORM_EPSILON, SHORTCUTS
-from kws_jax.models.genotype import SKIP, parse_operation
+from kws_jax.models.blocks import BATCH_NORM_EPSILON
+from kws_jax.models.genotype import SHORTCUTS, SKIP, parse_operation
 from kws_jax.models.searched import MixedLayer
 from kws_jax.ops.norm_relu import Norm, norm_relu, residual_sum
 from kws_jax.ops.side_by_side import own_conv, shared_conv

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 from kws_jax.condition_names import CLEAN
 from kws_jax.report import text
-from kws_jax.report.chart import Chart
+from kws_jax.report.chart import Chart, line_key
 from kws_jax.report.markup import Markup, join, tag
-from kws_jax.report.plots import key
 from kws_jax.report.workdir import Measure, Run
 
 _WEIGHTS, _ACTIVATIONS, _BYTES = "weight_bits", "activation_bits", "weight_bytes"
@@ -60,7 +59,9 @@ def bits_by_layer(run: Run) -> Markup | None:
         chart.add(chart.text(chart.left - 10, y + 4.5, name, "end", "label"))
         _bar(chart, y - _BAR, name, "weights", weights.get(name), "c0")
         _bar(chart, y + 1, name, "activations", activations.get(name), "c1")
-    legend = tag("p", key("c0", "weights"), key("c1", "activations"), class_="legend")
+    legend = tag(
+        "p", line_key("c0", "weights"), line_key("c1", "activations"), class_="legend"
+    )
     return join([_means(run), legend, chart.svg("chart wide")])
 
 

@@ -176,13 +176,22 @@ def curve_class(number: int) -> str:
 
 def dot_key(class_: str, name: str) -> Markup:
     """A dot beside its meaning."""
-    dot = tag(
+    return _key(tag("circle", class_=f"dot {class_}", cx=6, cy=6, r=5), 12, name)
+
+
+def line_key(class_: str, name: str) -> Markup:
+    """A short piece of line beside its meaning."""
+    return _key(tag("path", class_=f"line {class_}", d="M1 6H27"), 28, name)
+
+
+def _key(drawn: Markup, width: int, name: str) -> Markup:
+    sample = tag(
         "svg",
-        tag("circle", class_=f"dot {class_}", cx=6, cy=6, r=5),
-        viewBox="0 0 12 12",
-        width=12,
+        drawn,
+        viewBox=f"0 0 {width} 12",
+        width=width,
         height=12,
         aria_hidden="true",
         xmlns="http://www.w3.org/2000/svg",
     )
-    return tag("span", dot, f" {name}", class_="key")
+    return tag("span", sample, f" {name}", class_="key")

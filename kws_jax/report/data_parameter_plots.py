@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kws_jax.report import text
-from kws_jax.report.chart import Chart, Point, path_of
+from kws_jax.report.chart import Chart, Point, line_key, path_of
 from kws_jax.report.markup import Markup, join, tag
-from kws_jax.report.plots import key
 from kws_jax.report.workdir import Run
 
 # group in the log -> (title of its chart, note below)
@@ -59,9 +58,9 @@ def _chart(lines: Sequence[Mapping[str, Any]], group: str, title: str) -> Markup
         tip = tag("title", f"{shown}: {points[-1][1]:.3g}")
         d = path_of(map(chart.at, points))
         chart.add(tag("path", tip, class_=f"line {classes.get(name, 'clean')}", d=d))
-    keys = [key(class_, text.word(name)) for name, class_ in classes.items()]
+    keys = [line_key(class_, text.word(name)) for name, class_ in classes.items()]
     if len(curves) > len(classes):
-        keys.append(key("clean", "others"))
+        keys.append(line_key("clean", "others"))
     caption = join([tag("b", title), " (log scale)" if log else ""])
     return tag(
         "figure",

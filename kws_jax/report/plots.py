@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kws_jax.report import operations, text
-from kws_jax.report.chart import Chart, Point, path_of
+from kws_jax.report.chart import Chart, Point, line_key, path_of
 from kws_jax.report.markup import Markup, join, tag
 from kws_jax.report.workdir import Measure, Run
 
@@ -76,7 +76,7 @@ def learning_curves(run: Run) -> Markup | None:
             blocks.append(tag("div", join(charts), class_="multiples"))
     if not blocks:
         return None
-    keys = [key("train", "training"), key("validation", "validation")]
+    keys = [line_key("train", "training"), line_key("validation", "validation")]
     return join([tag("p", join(keys), class_="legend"), *blocks])
 
 
@@ -169,33 +169,21 @@ def _operation_legend(names: set[str], decided: bool) -> Markup:
     """One key for each colour (kernel, skip) and one for the dash (SE)."""
     parsed = [operations.parse(name) for name in sorted(names)]
     keys = [
-        key(f"k{kernel}", f"kernel {kernel}")
+        line_key(f"k{kernel}", f"kernel {kernel}")
         for kernel in sorted({op.kernel for op in parsed if op.kernel})
     ]
     if any(op.skip for op in parsed):
-        keys.append(key("skip", "skip"))
+        keys.append(line_key("skip", "skip"))
     others = [op.name for op in parsed if not op.kernel and not op.skip]
     if others:
-        keys.append(key("k0", ", ".join(others)))
+        keys.append(line_key("k0", ", ".join(others)))
     if any(op.squeeze for op in parsed):
-        keys.append(key("plain squeeze", "dashed: with squeeze-and-excitation (SE)"))
+        keys.append(
+            line_key("plain squeeze", "dashed: with squeeze-and-excitation (SE)")
+        )
     if decided:
-        keys.append(key("plain chosen", "bold: chosen"))
+        keys.append(line_key("plain chosen", "bold: chosen"))
     return tag("p", join(keys), class_="legend")
-
-
-def key(class_: str, name: str) -> Markup:
-    """A short piece of line beside its meaning."""
-    sample = tag(
-        "svg",
-        tag("path", class_=f"line {class_}", d="M1 6H27"),
-        viewBox="0 0 28 12",
-        width=28,
-        height=12,
-        aria_hidden="true",
-        xmlns="http://www.w3.org/2000/svg",
-    )
-    return tag("span", sample, f" {name}", class_="key")
 
 
 def _learning_chart(

@@ -35,6 +35,8 @@ from kws_jax.data.rooms import RoomBank
 from kws_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
+# Enough for the median level of speech, few enough to be read at every start.
+_CLIPS_OF_MEDIAN = 1000
 
 
 class _Mixing(TypedDict, total=False):
@@ -122,10 +124,10 @@ def eval_batches(
     return _stream(select, recipe, steps, threads, prefetch)
 
 
-def median_rms(split: Split, keywords: int, *, at_most: int = 1000) -> float:
+def median_rms(split: Split, keywords: int) -> float:
     """Median root mean square of the clips with labels below `keywords`, in [-1, 1].
 
-    At most `at_most` clips, spread evenly over the split, are read.
+    At most 1000 clips, spread evenly over the split, are read.
 
     Raises:
       UserError: the split has no clip of a keyword.
@@ -133,7 +135,8 @@ def median_rms(split: Split, keywords: int, *, at_most: int = 1000) -> float:
     rows = np.flatnonzero(split.labels < keywords)
     if not len(rows):
         raise UserError(f"The {split.name} split has no clip of a keyword.")
-    rows = rows[np.linspace(0, len(rows) - 1, min(at_most, len(rows))).astype(np.int64)]
+    read = min(_CLIPS_OF_MEDIAN, len(rows))
+    rows = rows[np.linspace(0, len(rows) - 1, read).astype(np.int64)]
     parts = np.array_split(rows, -(-len(rows) // 100))
     power = [np.mean((split.read(p) / FULL_SCALE) ** 2, axis=1) for p in parts]
     return float(np.median(np.sqrt(np.concatenate(power))))

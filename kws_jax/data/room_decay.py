@@ -13,13 +13,13 @@ BIN = 16  # samples: 1 ms, for the decay of the images' energies
 _ABSORPTIONS = (0.002, 0.998)
 
 
-def measured_t60(response: np.ndarray, rate: float = SAMPLE_RATE) -> float:
-    """T60 (s) of an impulse response by Schroeder's backward integration.
+def measured_t60(response: np.ndarray) -> float:
+    """T60 (s) of an impulse response, at 16 kHz, by Schroeder's backward integration.
 
     L(t) = 10 log10(∫_t^∞ h² / ∫_0^∞ h²); a line through L where it is between -5 and
     -25 dB falls by 60 dB in T60.
     """
-    return _t60(np.square(np.asarray(response, float)), rate)
+    return _t60(np.square(np.asarray(response, float)), SAMPLE_RATE)
 
 
 def _t60(energy: np.ndarray, rate: float) -> float:

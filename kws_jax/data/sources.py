@@ -19,7 +19,6 @@ def open_corpus(
     skip_corrupt: bool = False,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.1,
-    download: bool = True,
     progress: store.Progress | None = None,
     **synthetic: Any,
 ) -> Corpus:
@@ -34,7 +33,6 @@ def open_corpus(
       skip_corrupt: for "folder", see `folder.open_folder`.
       validation_fraction: for "folder".
       test_fraction: for "folder".
-      download: for "tfds", whether what is missing may be downloaded.
       progress: called with (clips done, all clips) while a store is written.
       synthetic: for "synthetic", settings of `synthetic.synthesize_corpus`.
 
@@ -49,7 +47,6 @@ def open_corpus(
             data_dir,
             builder=_builder(builder, protocol),
             cache_dir=cache_dir,
-            download=download,
             progress=progress,
         )
     if source == "folder":

@@ -25,6 +25,7 @@ from kws_jax.workdirs import in_bucket
 FOLDER = "export"
 # Training clips that ranges are measured on.
 CALIBRATION_CLIPS = 256
+_BATCH = 64  # clips that go through a network at once
 
 
 def export(
@@ -158,9 +159,10 @@ def _probabilities(inference: Inference, audio: np.ndarray) -> np.ndarray:
     return _in_batches(inference.from_waveform, audio)
 
 
-def _in_batches(function: Any, audio: np.ndarray, size: int = 64) -> np.ndarray:
+def _in_batches(function: Any, audio: np.ndarray) -> np.ndarray:
     """A function of batches, over all clips in batches of one size."""
     jitted = jax.jit(function)
-    padded = np.pad(audio, ((0, -len(audio) % size), (0, 0)))
-    parts = [np.asarray(jitted(part)) for part in np.split(padded, len(padded) // size)]
+    padded = np.pad(audio, ((0, -len(audio) % _BATCH), (0, 0)))
+    parts = np.split(padded, len(padded) // _BATCH)
+    parts = [np.asarray(jitted(part)) for part in parts]
     return np.concatenate(parts)[: len(audio)]

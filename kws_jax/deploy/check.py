@@ -28,6 +28,7 @@ class Tolerance:
     equal: float
 
 
+_LONGEST_S = 2.0  # of measuring the time of one input
 # Float arithmetic in another order.
 FLOAT = Tolerance(difference=1e-3, mean=1e-4, equal=0.999)
 # A network with rounded activations: what lies on the border of two steps may fall to
@@ -75,17 +76,16 @@ def milliseconds(
     one: np.ndarray,
     *,
     times: int = 50,
-    at_most_s: float = 2.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """The median time of `run` for one input [1, …], after three that do not count.
 
-    Fewer `times` where they would take more than `at_most_s`, but one at least.
+    Fewer `times` where they would take more than two seconds, but one at least.
     """
     for _ in range(3):
         run(one)
     took: list[float] = []
-    while len(took) < times and (not took or sum(took) < at_most_s):
+    while len(took) < times and (not took or sum(took) < _LONGEST_S):
         began = clock()
         run(one)
         took.append(clock() - began)

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+# Of intervals by resampling, how sure they are and how many draws they are made of.
+_CONFIDENCE, _SAMPLES = 0.95, 10_000
+
 
 def wilson_interval(
     successes: float, count: int, confidence: float = 0.95
@@ -41,20 +44,13 @@ def wilson_interval(
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def clustered_interval(
-    successes: ArrayLike,
-    counts: ArrayLike,
-    *,
-    samples: int = 10_000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> tuple[float, float]:
-    """The interval of a share of trials that come in clusters, as clips do of words.
+def clustered_interval(successes: ArrayLike, counts: ArrayLike) -> tuple[float, float]:
+    """The 95 % interval of a share of trials in clusters, as clips are of words.
 
     Trials of one cluster are alike, so they tell less than as many independent ones.
     Whole clusters are drawn with replacement, as many as there are, and each time the
-    share Σ successes / Σ counts is taken; the interval spans the percentiles
-    (1 ∓ confidence)/2 of these shares. It tells what other clusters would give.
+    share Σ successes / Σ counts is taken; the interval spans the percentiles 2.5 and
+    97.5 of these shares. It tells what other clusters would give.
 
     The bootstrap knows only the spread between the clusters at hand: of one cluster, or
     of clusters that are all alike, it would be a point. So the interval reaches at
@@ -64,9 +60,6 @@ def clustered_interval(
     Args:
       successes: [c], 0 … counts; no whole numbers where they are means over systems.
       counts: int [c], the trials of each cluster, at least 1.
-      samples: number of resamples.
-      seed: seed of the draws.
-      confidence: between 0 and 1.
 
     Returns:
       The lower and the upper bound, within [0, 1].
@@ -85,12 +78,12 @@ def clustered_interval(
             f"{successes.tolist()} of {counts.tolist()}"
         )
     total = int(counts.sum())
-    low, high = wilson_interval(float(successes.sum()), total, confidence)
+    low, high = wilson_interval(float(successes.sum()), total, _CONFIDENCE)
     number = len(counts)
-    draws = np.random.default_rng(seed).multinomial(
-        number, np.full(number, 1 / number), size=samples
+    draws = np.random.default_rng(0).multinomial(
+        number, np.full(number, 1 / number), size=_SAMPLES
     )
-    tail = (1 - confidence) / 2
+    tail = (1 - _CONFIDENCE) / 2
     shares = (draws @ successes) / (draws @ counts)
     drawn_low, drawn_high = np.quantile(shares, [tail, 1 - tail])
     return min(low, float(drawn_low)), max(high, float(drawn_high))
@@ -157,15 +150,14 @@ def paired_bootstrap(
     correct_a: ArrayLike,
     correct_b: ArrayLike,
     *,
-    samples: int = 10_000,
+    samples: int = _SAMPLES,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> tuple[float, tuple[float, float]]:
     """The difference in accuracy of two systems on the same clips, with its interval.
 
     The clips are drawn with replacement, both systems together; the interval spans the
-    percentiles (1 ∓ confidence)/2 of the resampled differences. Since few differences
-    of a clip occur (-1, 0, +1, and the steps between for means over several seeds), a
+    percentiles 2.5 and 97.5 of the resampled differences. Since few differences of a
+    clip occur (-1, 0, +1, and the steps between for means over several seeds), a
     resample is one draw of their counts from a multinomial distribution.
 
     Args:
@@ -173,7 +165,6 @@ def paired_bootstrap(
       correct_b: [n], the same of system b.
       samples: number of resamples.
       seed: seed of the draws.
-      confidence: between 0 and 1.
 
     Returns:
       accuracy(a) - accuracy(b), and (lower, upper).
@@ -189,7 +180,7 @@ def paired_bootstrap(
     count = len(each)
     draws = np.random.default_rng(seed).multinomial(count, counts / count, size=samples)
     differences = draws @ values / count
-    tail = (1 - confidence) / 2
+    tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(differences, [tail, 1 - tail])
     return float(each.mean()), (float(low), float(high))
 

@@ -125,10 +125,10 @@ def load_layers(name_or_path: str, *, round_widths: bool) -> tuple[str, ...]:
     return layers
 
 
-def round_to_multiple(channels: int, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor` that is not below 90 % of `channels`."""
-    rounded = max(divisor, (channels + divisor // 2) // divisor * divisor)
-    return rounded if rounded >= 0.9 * channels else rounded + divisor
+def round_to_multiple(channels: int) -> int:
+    """The nearest multiple of 8 that is not below 90 % of `channels`."""
+    rounded = max(8, (channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
 class ConvNorm(nn.Module):

@@ -146,12 +146,12 @@ def embedding_loss(
     return loss_fn
 
 
-def some_of_each_class(split: Split, clips: int = _CLIPS_PER_MEAN) -> Split:
-    """At most `clips` clips of each label, spread evenly over the split."""
+def some_of_each_class(split: Split) -> Split:
+    """At most 50 clips of each label, spread evenly over the split."""
     rows = []
     for label in np.unique(split.labels):
         here = np.flatnonzero(split.labels == label)
-        places = np.linspace(0, len(here) - 1, min(clips, len(here)))
+        places = np.linspace(0, len(here) - 1, min(_CLIPS_PER_MEAN, len(here)))
         rows.append(here[places.astype(np.int64)])
     return split.subset(np.concatenate(rows), f"{split.name} (means)")
 

@@ -90,7 +90,7 @@ def assert_same(operations, inputs, channels, stride=1, frames=14, **settings):
         (("C7", "SKIP"), {}),
         (("C9", "C3"), {}),
         # names in an order that is not that of the merged channels
-        (("C9SE", "C3SE", "SKIP", "C3"), {"affine": False}),
+        (("C9SE", "C3SE", "SKIP", "C3"), {}),
         (("C3SE", "C5SE", "C9SE"), {"se_reduction": 16}),
         (("C3", "C5SE", "SKIP"), {"skip_noise": 0.3, "batch_norm_momentum": 0.5}),
     ],
@@ -101,14 +101,12 @@ def test_normal_layer_is_the_sum_of_its_candidates(operations, settings):
 
 @pytest.mark.parametrize("shortcut", ["1x1", "jx1"])
 @pytest.mark.parametrize(
-    ("inputs", "stride", "frames", "settings"),
-    [(4, 2, 14, {}), (6, 2, 13, {}), (4, 1, 14, {}), (4, 2, 3, {"affine": False})],
+    ("inputs", "stride", "frames"),
+    [(4, 2, 14), (6, 2, 13), (4, 1, 14), (4, 2, 3)],
 )
-def test_reduction_layer_is_the_sum_of_its_candidates(
-    inputs, stride, frames, settings, shortcut
-):
+def test_reduction_layer_is_the_sum_of_its_candidates(inputs, stride, frames, shortcut):
     operations = ("C3", "C9SE", "C5")
-    assert_same(operations, inputs, 6, stride, frames, shortcut=shortcut, **settings)
+    assert_same(operations, inputs, 6, stride, frames, shortcut=shortcut)
 
 
 def test_reduction_layer_of_all_blocks():
@@ -141,12 +139,11 @@ def test_an_unknown_shortcut_is_refused():
         layer.init(jax.random.key(0), features(4), train=False)
 
 
-@pytest.mark.parametrize("affine", [True, False])
-def test_initial_values_are_those_of_the_candidates(affine):
+def test_initial_values_are_those_of_the_candidates():
     x, operations = features(4), ("C3SE", "C5")
     merged, mixed = (
         jax.jit(
-            functools.partial(layer(operations, 6, 2, affine=affine).init, train=False),
+            functools.partial(layer(operations, 6, 2).init, train=False),
             compiler_options=QUICK,
         )(jax.random.key(3), x)
         for layer in (MergedLayer, MixedLayer)

@@ -74,9 +74,9 @@ def extract(variables, genotype):
 
 
 @functools.cache
-def supernet(operations=OPERATIONS, shortcut="1x1", affine=True):
+def supernet(operations=OPERATIONS, shortcut="1x1"):
     space = dataclasses.replace(SPACE, operations=operations, shortcut=shortcut)
-    net = SuperNet(LABELS, space, dropout=0.0, affine=affine)
+    net = SuperNet(LABELS, space, dropout=0.0)
     weights = tuple(jnp.ones(len(names)) for names in space.candidates)
     features = jnp.asarray(FEATURES)
     variables = random_variables(
@@ -121,7 +121,7 @@ FEW = ("C3SE", "C5", "SKIP")
     [
         *((layers, {}) for layers in GENOTYPES),
         ((("C5", "C3SE"), ("C5", "SKIP")), {"operations": FEW, "shortcut": "jx1"}),
-        ((("C3SE",), ("C5",)), {"operations": FEW, "affine": False}),
+        ((("C3SE",), ("C5",)), {"operations": FEW}),
     ],
 )
 def test_supernet_with_one_hot_weights_is_the_derived_network(layers, settings):

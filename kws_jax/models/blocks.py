@@ -88,7 +88,6 @@ class TCBlock(nn.Module):
     se: bool = False
     se_reduction: int = 4
     shortcut: str = "1x1"
-    affine: bool = True
     batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
     @nn.compact
@@ -102,7 +101,6 @@ class TCBlock(nn.Module):
         def norm(y: jax.Array, name: str) -> jax.Array:
             return batch_norm(
                 train=train,
-                affine=self.affine,
                 momentum=self.batch_norm_momentum,
                 name=name,
             )(y)
@@ -123,7 +121,6 @@ class Stem(nn.Module):
     """conv (3 frames) → BN → ReLU, from features to channels."""
 
     channels: int
-    affine: bool = True
     scale: bool = True
     batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
@@ -135,7 +132,6 @@ class Stem(nn.Module):
         x = conv(self.channels, STEM_KERNEL, name="conv")(features)
         norm = batch_norm(
             train=train,
-            affine=self.affine,
             scale=self.scale,
             momentum=self.batch_norm_momentum,
             name="bn",

@@ -21,7 +21,7 @@ class MixedLayer(nn.Module):
 
     Attributes:
       operations: names such as "C5SE" or "SKIP".
-      channels, stride, shortcut, se_reduction, affine, batch_norm_momentum: those of
+      channels, stride, shortcut, se_reduction, batch_norm_momentum: those of
         TCBlock.
       skip_noise: in training, the output of SKIP gets Gaussian noise whose standard
         deviation is this many times that of the layer's input (NoisyDARTS).
@@ -32,7 +32,6 @@ class MixedLayer(nn.Module):
     stride: int = 1
     shortcut: str = "1x1"
     se_reduction: int = 4
-    affine: bool = True
     skip_noise: float = 0.0
     batch_norm_momentum: float = BATCH_NORM_MOMENTUM
 
@@ -64,7 +63,6 @@ class MixedLayer(nn.Module):
             se=se,
             se_reduction=self.se_reduction,
             shortcut=self.shortcut,
-            affine=self.affine,
             batch_norm_momentum=self.batch_norm_momentum,
             name=operation,
         )(x, train=train)

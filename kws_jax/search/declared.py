@@ -60,16 +60,13 @@ class Norm(nn.Module):
     """The parameters and running statistics of a batch norm."""
 
     channels: int
-    affine: bool
 
     @nn.compact
     def __call__(self) -> NormValues:
-        """Scale 1 and shift 0 where they are not learned."""
+        """All four."""
         what = (self.channels,), jnp.float32
         mean = self.variable("batch_stats", "mean", jnp.zeros, *what)
         var = self.variable("batch_stats", "var", jnp.ones, *what)
-        if not self.affine:
-            return NormValues(jnp.ones(*what), jnp.zeros(*what), mean, var)
         scale = self.param("scale", nn.initializers.ones_init(), *what)
         bias = self.param("bias", _ZEROS, *what)
         return NormValues(scale, bias, mean, var)
@@ -118,7 +115,7 @@ class Block(nn.Module):
     """The variables of a TC block.
 
     Attributes:
-      kernel, channels, se, se_reduction, affine: those of TCBlock.
+      kernel, channels, se, se_reduction: those of TCBlock.
       inputs: channels of the input.
       shortcut_kernel: taps of the convolution beside the block; None without one.
     """
@@ -129,7 +126,6 @@ class Block(nn.Module):
     se: bool
     se_reduction: int
     shortcut_kernel: int | None
-    affine: bool
 
     @nn.compact
     def __call__(self) -> BlockValues:
@@ -151,5 +147,5 @@ class Block(nn.Module):
         self, shape: tuple[int, int, int], conv: str, norm: str
     ) -> ConvNormValues:
         return ConvNormValues(
-            Kernel(shape, name=conv)(), Norm(self.channels, self.affine, name=norm)()
+            Kernel(shape, name=conv)(), Norm(self.channels, name=norm)()
         )

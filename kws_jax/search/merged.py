@@ -67,7 +67,6 @@ class MergedLayer(MixedLayer):
             se=se,
             se_reduction=self.se_reduction,
             shortcut_kernel=shortcut,
-            affine=self.affine,
             name=operation,
         )()
 

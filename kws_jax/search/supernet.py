@@ -22,7 +22,6 @@ class SuperNet(nn.Module):
       num_labels: number of classes k.
       space: the candidates of each layer.
       dropout: share of embedding entries dropped in training.
-      affine: learned scale and shift in the batch norms of the candidates.
       skip_noise: NoisyDARTS' noise on SKIP, relative to its input's deviation.
       batch_norm_momentum: what the running statistics keep at each step.
     """
@@ -30,7 +29,6 @@ class SuperNet(nn.Module):
     num_labels: int
     space: SearchSpace = SearchSpace()
     dropout: float = 0.5
-    affine: bool = True
     skip_noise: float = 0.0
     batch_norm_momentum: float = BATCH_NORM_MOMENTUM
     # MixedLayer computes the same, one candidate after the other.
@@ -49,7 +47,6 @@ class SuperNet(nn.Module):
                 stride,
                 shortcut=space.shortcut,
                 se_reduction=space.se_reduction,
-                affine=self.affine,
                 skip_noise=self.skip_noise,
                 batch_norm_momentum=self.batch_norm_momentum,
             )

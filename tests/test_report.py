@@ -248,7 +248,7 @@ def test_summary_is_one_sentence_with_accuracy_size_and_cost(finished):
         "A network found by NoisyDARTS for 10 keywords in a folder of recordings gets "
         f"{100 * accuracy['value']:.1f} % of {accuracy['count']:,} test clips right "
         f"(95 % interval {low} – {high} %) with 122,456 parameters and 3.20 M "
-        "multiply-adds for a clip."
+        "MACs for a clip."
     ) in Page(source).text
 
 

@@ -78,5 +78,5 @@ def test_dots_of_the_size_plot_have_areas_like_the_operations():
     # linear scales: parameters to the right, accuracy upwards
     np.testing.assert_allclose((x[2] - x[0]) / (x[1] - x[0]), 1 / 3, atol=0.01)
     np.testing.assert_allclose((y[2] - y[0]) / (y[1] - y[0]), 0.4, atol=0.01)
-    assert "large: 95.50 %, 80,000 parameters, 16.00 M multiply-adds" in page
+    assert "large: 95.50 %, 80,000 parameters, 16.00 M MACs" in page
     assert "<i>" not in page

@@ -13,8 +13,8 @@ KERNELS = (3, 5, 7, 9)
 class MixedLayer(nn.Module):
     """All candidates of a layer, one after the other, and their weighted sum.
 
-    TC blocks of four kernels, each without and with squeeze-and-excite; the identity
-    too where it fits.
+    TC blocks of four kernels, each without and with squeeze-and-excitation; the
+    identity too where it fits.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int):

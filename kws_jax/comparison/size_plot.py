@@ -47,9 +47,7 @@ def draw(points: Sequence[Point]) -> Markup:
         own = [point for point in points if point.group == group]
         _curve(chart, own, curve_class(number), largest)
     keys = [dot_key(curve_class(n), group) for n, group in enumerate(groups)]
-    note = (
-        f"Area: multiply-adds of a clip, {text.millions(largest)} for the largest dot."
-    )
+    note = f"Area: MACs of a clip, {text.millions(largest)} for the largest dot."
     return join([tag("p", join([*keys, note]), class_="legend"), chart.svg("chart")])
 
 
@@ -63,7 +61,7 @@ def _curve(chart: Chart, points: Sequence[Point], class_: str, largest: float) -
         told = (
             f"{point.name}: {text.percent(point.accuracy, 2)}, "
             f"{text.plural(point.parameters, 'parameter')}, "
-            f"{text.millions(point.macs)} multiply-adds"
+            f"{text.millions(point.macs)} MACs"
         )
         dot = tag(
             "circle",

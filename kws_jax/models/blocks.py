@@ -1,7 +1,7 @@
 """The parts TC-ResNet and the searched networks are built from.
 
 Reference: Choi et al., "Temporal Convolution for Real-time Keyword Spotting on Mobile
-Devices", Interspeech 2019; squeeze-and-excite: Hu et al., CVPR 2018.
+Devices", Interspeech 2019; squeeze-and-excitation: Hu et al., CVPR 2018.
 """
 
 import flax.linen as nn

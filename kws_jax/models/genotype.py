@@ -15,7 +15,7 @@ from kws_jax.workdirs import folder_of
 
 SKIP = "SKIP"
 KERNELS = (3, 5, 7, 9)
-# "C5SE": TC block of kernel 5 with squeeze-and-excite; "SKIP": identity.
+# "C5SE": TC block of kernel 5 with squeeze-and-excitation; "SKIP": identity.
 OPERATIONS = (*(f"C{k}{se}" for k in KERNELS for se in ("", "SE")), SKIP)
 SHORTCUTS = ("1x1", "jx1")
 
@@ -27,7 +27,7 @@ _LARGEST = 65_536  # of all numbers in a genotype
 
 
 def parse_operation(operation: str) -> tuple[int, bool]:
-    """Kernel (frames) and whether there is squeeze-and-excite: "C5SE" -> (5, True)."""
+    """Kernel (frames), and whether with squeeze-and-excitation: "C5SE" -> (5, True)."""
     return int(operation.removesuffix("SE")[1:]), operation.endswith("SE")
 
 
@@ -41,7 +41,7 @@ class Genotype:
       channels: output channels of each layer.
       stem_channels: output channels of the stem.
       shortcut: kernel of a reduction layer's shortcut, "1x1" or "jx1" (the block's).
-      se_reduction: channels per hidden unit of squeeze-and-excite.
+      se_reduction: channels per hidden unit of squeeze-and-excitation.
 
     Raises:
       UserError: the parts do not fit together.

@@ -26,8 +26,8 @@ class TCResNet(nn.Module):
       depth: 8 or 14.
       width: multiplier of all channel counts, rounded down.
       dropout: share of embedding entries dropped in training.
-      se: squeeze-and-excite in every block (not in the paper).
-      se_reduction: channels per hidden unit of squeeze-and-excite.
+      se: squeeze-and-excitation in every block (not in the paper).
+      se_reduction: channels per hidden unit of squeeze-and-excitation.
       batch_norm_momentum: what the running statistics keep at each step.
     """
 

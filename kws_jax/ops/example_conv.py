@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-# Products by element under this name are the multiply-adds of a convolution or of a
-# matrix product, and are counted as such (kws_jax/models/counting.py).
+# Products by element under this name are the multiply-accumulates of a convolution or
+# of a matrix product, and are counted as such (kws_jax/models/counting.py).
 MULTIPLY_ADDS = "multiply_adds"
 
 

@@ -95,7 +95,7 @@ def summary(run: Run) -> Markup:
     if parameters:
         rest += [" with ", tag("b", text.plural(parameters.value, "parameter"))]
     if macs:
-        rest.append(f" and {text.millions(macs.value)} multiply-adds for a clip")
+        rest.append(f" and {text.millions(macs.value)} MACs for a clip")
     return join([*start, *rest, "."])
 
 

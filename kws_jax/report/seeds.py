@@ -51,7 +51,7 @@ _MOST_EACH = 5
 # Counts and sizes, which are no shares: what they are called, and how written.
 _SIZES: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("parameters", text.count),
-    "macs": ("multiply-adds a clip", text.millions),
+    "macs": ("MACs a clip", text.millions),
     "weight_bits": ("mean bits of a weight", "{:.2f}".format),
     "activation_bits": ("mean bits of an activation", "{:.2f}".format),
     "seconds": ("training time", text.duration),

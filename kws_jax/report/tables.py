@@ -144,7 +144,9 @@ def _parameters_card(run: Run) -> Markup | None:
 def _macs_card(measure: Measure | None) -> Markup | None:
     if measure is None:
         return None
-    return _card(text.millions(measure.value), "Multiply-adds", "for a clip of 1 s")
+    return _card(
+        text.millions(measure.value), "MACs", "multiply-accumulates for a clip of 1 s"
+    )
 
 
 def _time_card(run: Run) -> Markup | None:

@@ -118,7 +118,7 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
     if parameters:
         yield "parameters", text.count(parameters.value)
     if macs:
-        yield "multiply-adds a clip", text.millions(macs.value)
+        yield "MACs a clip", text.millions(macs.value)
     yield from bits.facts(run)
     yield from false_accepts.facts(run)
     yield from detection.facts(run)

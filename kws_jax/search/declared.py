@@ -73,14 +73,14 @@ class Norm(nn.Module):
 
 
 class SqueezeExciteValues(NamedTuple):
-    """The two linear layers of squeeze-and-excite."""
+    """The two linear layers of squeeze-and-excitation."""
 
     squeeze: DenseValues
     excite: DenseValues
 
 
 class SqueezeExcite(nn.Module):
-    """The weights of squeeze-and-excite."""
+    """The weights of squeeze-and-excitation."""
 
     channels: int
     reduction: int

@@ -104,7 +104,7 @@ class MergedLayer(MixedLayer):
         scale = jnp.stack([norm.scale for norm in norms])
         bias = jnp.stack([norm.bias for norm in norms])
         if train:
-            # at least in float32; over time first: squeeze-and-excite wants that too
+            # at least in float32; over time first, as squeeze-and-excitation wants
             x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
             mean = x.mean(axis=1).mean(axis=0)
             var = jnp.maximum(0.0, (x * x).mean(axis=1).mean(axis=0) - mean * mean)
@@ -126,7 +126,7 @@ class MergedLayer(MixedLayer):
 
 
 def _by_kernel(operations: Sequence[str]) -> list[list[str]]:
-    """The blocks of each kernel size, those with squeeze-and-excite last."""
+    """The blocks of each kernel size, those with squeeze-and-excitation last."""
     blocks = [name for name in operations if name != SKIP]
     ordered = sorted(blocks, key=parse_operation)
     groups = itertools.groupby(ordered, lambda name: parse_operation(name)[0])
@@ -136,7 +136,7 @@ def _by_kernel(operations: Sequence[str]) -> list[list[str]]:
 def _gated(
     norm: Norm, values: Sequence[SqueezeExciteValues], y: Float[Array, "b t n c"]
 ) -> Norm:
-    """A batch norm of `y`, with squeeze-and-excite behind the last of the n blocks."""
+    """A batch norm of `y`, with squeeze-and-excitation behind the last of n blocks."""
     b, plain, channels = len(y), y.shape[2] - len(values), y.shape[3]
     # the mean over time of what the norm makes of y
     pooled = (y.mean(axis=1) - norm.mean) * norm.scale + norm.bias

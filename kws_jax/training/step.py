@@ -1,4 +1,4 @@
-"""One training step and one evaluation step as pure functions."""
+"""One training step as a pure function, and the accuracy of a batch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -28,6 +28,17 @@ def strict_ranks():
 
 
 @pytest.fixture(scope="module")
+def speech(tmp_path_factory):
+    """A folder of tones in place of words, see `words`."""
+    # Not before the functions of the package are wrapped.
+    from words import write_words
+
+    folder = tmp_path_factory.mktemp("data") / "words"
+    write_words(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):
     """All tests of a module share what they compile."""
     settings = {

@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from cloud_storage import Files, Server
 from etils.epath import gpath
-from test_end_to_end import KEYWORDS, LABELS, ROOT, data_flags, write_words
+from words import KEYWORDS, LABELS, ROOT, data_flags
 
 from kws_jax import workdirs
 from kws_jax.errors import UserError
@@ -37,13 +37,6 @@ def server():
 @pytest.fixture(scope="module")
 def bucket(server):
     return Files(server.address)
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "words"
-    write_words(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

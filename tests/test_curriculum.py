@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from test_end_to_end import SPEAKERS, lines_of, on_words, without_clock, write_words
 from tiny_parts import killed_after_saving, tiny_config, tiny_parts
+from words import SPEAKERS, lines_of, on_words, without_clock, write_words
 
 from configs import convmixer
 from kws_jax import config as configs

@@ -9,7 +9,7 @@ import pytest
 import scipy.fft
 import soundfile
 from rich.console import Console
-from test_end_to_end import KEYWORDS, WORDS, write_words
+from words import KEYWORDS, WORDS, write_words
 
 from configs import tc_resnet
 from kws_jax import command_line, detect, experiment, measuring

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from test_end_to_end import SPEAKERS, TEST_CLIPS, on_words, write_words
+from words import SPEAKERS, TEST_CLIPS, on_words, write_words
 
 from configs import tc_resnet
 from kws_jax import config as configs

@@ -15,69 +15,26 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import soundfile
+from words import (
+    CLOCK,
+    KEYWORDS,
+    LABELS,
+    RATE,
+    ROOT,
+    SPEAKERS,
+    TEST_CLIPS,
+    data_flags,
+    lines_of,
+    rows_of,
+    speakers,
+    without_clock,
+)
 
 from kws_jax import config as configs
-from kws_jax.data.splits import which_set
 from kws_jax.errors import UserError
 from kws_jax.models.genotype import OPERATIONS, load_genotype
 
-ROOT = Path(__file__).parents[1]
-RATE = 16_000
-# Word -> its tone in Hz; the last three are unknown words.
-WORDS = {"up": 300, "down": 700, "stop": 1500, "cat": 2500, "dog": 3500, "tree": 5000}
-KEYWORDS = ("up", "down", "stop")
-LABELS = (*KEYWORDS, "_unknown_", "_silence_")
-SPEAKERS = {"train": 12, "validation": 4, "test": 4}
-# Keyword clips, and of unknown and silence a tenth of them each, rounded up.
-TEST_CLIPS = 3 * 4 + 2 + 2
 ROW_KEYS = {"stage", "split", "condition", "metric", "value", "ci95", "count"}
-
-
-def speakers(split: str) -> list[str]:
-    """Names that Google's rule puts into the split."""
-    found: list[str] = []
-    number = 0
-    while len(found) < SPEAKERS[split]:
-        name = f"{number:08x}"
-        file = f"up/{name}_nohash_0.wav"
-        if which_set(file, validation_fraction=0.1, test_fraction=0.1) == split:
-            found.append(name)
-        number += 1
-    return found
-
-
-def write_words(folder: Path) -> None:
-    """Tones in noise, each a word, in the layout of Speech Commands."""
-    rng = np.random.default_rng(0)
-    time_axis = np.arange(RATE) / RATE
-    for word, hertz in WORDS.items():
-        (folder / word).mkdir(parents=True)
-        for speaker in (s for split in SPEAKERS for s in speakers(split)):
-            tone = np.sin(2 * np.pi * hertz * rng.uniform(0.95, 1.05) * time_axis)
-            envelope = np.exp(-(((time_axis - rng.uniform(0.4, 0.6)) / 0.15) ** 2))
-            clip = 0.3 * tone * envelope + 0.003 * rng.normal(size=RATE)
-            soundfile.write(folder / word / f"{speaker}_nohash_0.wav", clip, RATE)
-    (folder / "_background_noise_").mkdir()
-    for name in ("fan", "rain", "road"):
-        noise = 0.05 * rng.normal(size=3 * RATE)
-        soundfile.write(folder / "_background_noise_" / f"{name}.wav", noise, RATE)
-
-
-def on_words(config, folder):
-    """Has an experiment take the tones that `write_words(folder / "words")` made."""
-    config.data.update(
-        source="folder",
-        dir=str(folder / "words"),
-        cache_dir=str(folder / "cache"),
-        keywords=",".join(KEYWORDS),
-    )
-
-
-@pytest.fixture(scope="module")
-def speech(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "words"
-    write_words(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +75,6 @@ def run(start):
         return process.returncode, out, err
 
     return run
-
-
-def data_flags(speech: Path) -> list[str]:
-    return [
-        "--config.data.source=folder",
-        f"--config.data.dir={speech}",
-        f"--config.data.keywords={','.join(KEYWORDS)}",
-        "--config.evaluation.snr_db=(10,)",
-        "--config.evaluation.batch_size=16",
-        "--config.log_every_steps=3",
-    ]
 
 
 def search_flags(speech: Path) -> list[str]:
@@ -176,14 +122,6 @@ def searched(run, speech, tmp_path_factory):
     code, out, err = run("main", *search_flags(speech), f"--workdir={workdir}")
     assert code == 0, err
     return workdir, out
-
-
-def lines_of(workdir: Path, log: str = "metrics.jsonl") -> list[dict]:
-    return [json.loads(line) for line in (workdir / log).read_text().splitlines()]
-
-
-def rows_of(workdir: Path) -> list[dict]:
-    return json.loads((workdir / "results.json").read_text())
 
 
 def test_one_command_searches_trains_and_tests(searched):
@@ -286,19 +224,19 @@ def last_steps(workdir: Path) -> list[int]:
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
-def kill_after_a_checkpoint(process: subprocess.Popen, workdir: Path) -> float:
-    """SIGKILL at a random moment after the next checkpoint; returns the delay."""
+def kill_after_a_checkpoint(
+    process: subprocess.Popen, workdir: Path, delay: float
+) -> None:
+    """SIGKILL so many seconds after the next checkpoint."""
     before = last_steps(workdir)
     deadline = time.monotonic() + 120
     while last_steps(workdir) in ([], before):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    delay = random.uniform(0, 1)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    return delay
 
 
 def saved_tree(workdir: Path, kind: str, step: int):
@@ -307,29 +245,24 @@ def saved_tree(workdir: Path, kind: str, step: int):
         return checkpointer.restore(path)
 
 
-CLOCK = ("seconds", "clips_per_second")
-
-
-def without_clock(lines: list[dict]) -> list[dict]:
-    return [{k: v for k, v in s.items() if k not in CLOCK} for s in lines]
-
-
 def test_a_killed_training_ends_with_the_same_parameters(
     trained, start, run, speech, tmp_path
 ):
     workdir = tmp_path / "killed"
     command = ("main", *train_flags(speech), f"--workdir={workdir}")
-    told = []
+    told, rng = [], random.Random(0)
     for _ in range(2):
         process = start(*command)
-        delay = kill_after_a_checkpoint(process, workdir)
+        delay = rng.uniform(0, 1)
+        kill_after_a_checkpoint(process, workdir, delay)
         told.append((delay, last_steps(workdir)))
         assert process.returncode == -signal.SIGKILL, told
         assert last_steps(workdir)[-1] < STEPS, told
         assert not (workdir / "results.json").exists()
     code, _, err = run(*command)
-    assert code == 0, err
-    assert last_steps(workdir) == last_steps(trained) == [STEPS - EVAL_EVERY, STEPS]
+    assert code == 0, (told, err)
+    steps = last_steps(workdir)
+    assert steps == last_steps(trained) == [STEPS - EVAL_EVERY, STEPS], told
     killed, undisturbed = (saved_tree(w, "last", STEPS) for w in (workdir, trained))
     assert {"step", "trees", "opt_state", "batch_stats"} <= set(undisturbed)
     chex.assert_trees_all_equal_shapes_and_dtypes(killed, undisturbed)
@@ -339,7 +272,7 @@ def test_a_killed_training_ends_with_the_same_parameters(
         [row for row in rows_of(w) if row["metric"] not in CLOCK]
         for w in (workdir, trained)
     )
-    assert rows == expected
+    assert rows == expected, told
 
 
 def test_predict_answers_for_files_of_any_length_rate_and_folder(

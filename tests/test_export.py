@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from network_values import random_variables
 from rich.console import Console
-from test_end_to_end import on_words, write_words
+from words import on_words, write_words
 
 from configs import quantized
 from kws_jax import experiment

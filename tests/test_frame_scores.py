@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from rich.console import Console
 from test_detect import ToneNetwork, tiny_config
-from test_end_to_end import KEYWORDS, LABELS, WORDS, write_words
+from words import KEYWORDS, LABELS, WORDS, write_words
 
 from configs import data_parameters as config_file
 from kws_jax import detect, experiment

@@ -22,7 +22,7 @@ from typing import Any
 import chex
 import orbax.checkpoint as ocp
 import pytest
-from test_end_to_end import (
+from words import (
     CLOCK,
     KEYWORDS,
     ROOT,

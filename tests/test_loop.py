@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_parts import Killed
 
 from kws_jax.errors import UserError
 from kws_jax.training import loop
@@ -43,10 +44,6 @@ def loss_fn(trees, batch_stats, batch, key):
 
 
 STEP = jax.jit(make_train_step(loss_fn, TRANSFORMATIONS))
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing in the loop may catch it."""
 
 
 class Run:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 from rich.console import Console
-from test_end_to_end import KEYWORDS, write_words
 from tiny_parts import tiny_config
+from words import KEYWORDS, write_words
 
 from kws_jax import opening
 from kws_jax.condition_names import SEEN, UNSEEN

@@ -12,7 +12,8 @@ from pathlib import Path
 import chex
 import jax.numpy as jnp
 import pytest
-from test_loop import PLAN, Killed, Run, saved
+from test_loop import PLAN, Run, saved
+from tiny_parts import Killed
 
 from kws_jax.errors import Interrupted, UserError
 from kws_jax.training import preemption

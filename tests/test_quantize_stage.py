@@ -12,8 +12,8 @@ import pytest
 from flax import traverse_util
 from network_values import QUICK, random_variables
 from rich.console import Console
-from test_end_to_end import KEYWORDS, on_words, write_words
 from test_stages import setup_of
+from words import KEYWORDS, on_words, write_words
 
 from configs import autokws, dynamic_filter, end_to_end_nas, quantized, tc_resnet
 from kws_jax import config as configs

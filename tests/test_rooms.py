@@ -11,7 +11,6 @@ import soundfile
 import tensorflow as tf
 from rich.console import Console
 from scipy import signal
-from test_end_to_end import KEYWORDS, write_words
 from tiny_parts import (
     bank,
     random_split,
@@ -20,6 +19,7 @@ from tiny_parts import (
     tiny_parts,
     train_batches,
 )
+from words import KEYWORDS, write_words
 
 from kws_jax import config as configs
 from kws_jax.data import mixing, simulated_rooms

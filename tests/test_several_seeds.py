@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 from scipy import stats
-from test_end_to_end import KEYWORDS, on_words, write_words
 from tiny_parts import killed_after_saving, tiny_config, tiny_parts
+from words import KEYWORDS, on_words, write_words
 
 from configs import tc_resnet
 from kws_jax import config as configs

@@ -5,7 +5,8 @@ import dataclasses
 import chex
 import numpy as np
 import pytest
-from test_loop import PLAN, Killed, Run, saved
+from test_loop import PLAN, Run, saved
+from tiny_parts import Killed
 
 from kws_jax.training.stopping import LENGTH, Criterion, create_rule, criterion
 

@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_end_to_end import on_words, write_words
+from words import on_words
 
 from configs import end_to_end_nas, tc_resnet
 from kws_jax import config as configs
@@ -21,10 +21,8 @@ _TIMES = ("seconds", "training_seconds", "clips_per_second")
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_words(folder / "words")
-    return folder
+def words(speech):
+    return speech.parent
 
 
 def small(config, words):

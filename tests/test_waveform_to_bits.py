@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 from rich.console import Console
-from test_end_to_end import on_words, write_words
+from words import on_words, write_words
 
 from configs import end_to_end_nas
 from kws_jax import config as configs

@@ -256,6 +256,9 @@ def saved_states(workdir):
     with ocp.StandardCheckpointer() as checkpointer:
         for folder in sorted((workdir / "stages").glob("*/*/")):
             steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
+            if folder.name == "aside":
+                assert not steps, "a state was left where it was not to stay"
+                continue
             newest = folder / str(max(steps)) / "state"
             name = f"{folder.parent.name}/{folder.name}"
             found[name] = checkpointer.restore(newest.resolve())

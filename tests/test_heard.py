@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 from rich.console import Console
-from test_end_to_end import on_words, write_words
 from test_noise_folder import write
 from test_rooms import decaying
 from test_rooms import write as write_response
 from tiny_parts import tiny_config
+from words import on_words, write_words
 
 from kws_jax import experiment, measuring
 from kws_jax.errors import UserError

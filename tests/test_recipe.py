@@ -133,6 +133,16 @@ def test_the_plain_trainings_are_as_long_as_the_curriculum_at_most(size):
         assert stage.condition == condition
 
 
+@pytest.mark.parametrize("size", convmixer.SIZES)
+def test_clips_are_mixed_for_as_long_with_the_curriculum_as_without(size):
+    curriculum = convmixer.get_config(size).stages
+    (plain,) = convmixer.get_config(f"multicondition,{size}").stages
+    mixed = [stage.mixup.until * stage.epochs for stage in curriculum]
+    assert sum(mixed) == pytest.approx(0.85 * plain.epochs)
+    assert mixed[:-1] == [stage.epochs for stage in curriculum[:-1]]
+    assert plain.mixup.until == 0.85
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -647,7 +647,7 @@ def test_a_workdir_without_thresholds_gets_its_first(made, workdir, own, thresho
 def test_a_recording_too_short_for_the_wanted_rate_keeps_nothing(made, workdir, own):
     """400 s at one an hour are a ninth of an alarm; none at all can be wanted."""
     with pytest.raises(
-        UserError, match=r"long\.wav \(0\.111 h\) at most 1 false alarm"
+        UserError, match=r"long\.wav \(0\.111 h\) at most 1 false alarm an hour would"
     ):
         list(detect.listen(wanting(made[0], 1.0), workdir, *own, "0.7", keep=True))
     assert not (workdir / detection.FILE).exists()

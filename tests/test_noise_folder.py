@@ -13,7 +13,7 @@ from words import KEYWORDS, write_words
 
 from kws_jax import opening
 from kws_jax.condition_names import SEEN, UNSEEN
-from kws_jax.data import noise_folder
+from kws_jax.data import copies, noise_folder
 from kws_jax.data.corpus import TEST, TRAIN, VALIDATION, Recording
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.noise_folder import open_noise
@@ -289,14 +289,24 @@ def test_copies_are_not_shared_by_training_and_test(tmp_path, capsys, start):
     assert any(set("abcd") <= side for side in sides)
 
 
+def test_two_seconds_in_common_tell_a_copy_and_nothing_else_does():
+    rng = np.random.default_rng(0)
+    noises = rng.normal(0, 3000, (40, 4 * RATE)).astype(np.int16)
+    marks = [copies.marks(noise) for noise in noises]
+    before = rng.normal(0, 3000, RATE).astype(np.int16)
+    for number, noise in enumerate(noises):
+        part = copies.marks(np.append(before, noise[RATE : 3 * RATE]))
+        assert [bool(part & own) for own in marks] == list(np.arange(40) == number)
+
+
 def test_copies_in_other_kinds_and_under_other_names_of_recordings_are_one():
     names = [f"{fsid}-{fsid % 2}-0-0.wav" for fsid in range(344, 364)]
     sounds = {name: sound(name, 2) for name in names}
     sounds |= {f"rain/{i}.wav": sound(i, 2) for i in range(4)}
     for seed in range(20):
         copied, original = np.random.default_rng(seed).choice(list(sounds), 2, False)
-        copies = sounds | {str(copied): sounds[original][RATE // 3 :]}
-        training, test = divided_sounds(copies)
+        with_copy = sounds | {str(copied): sounds[original][RATE // 3 :]}
+        training, test = divided_sounds(with_copy)
         assert training | test == set(sounds)
         assert not training & test
         assert {copied, original} <= training or {copied, original} <= test

@@ -211,10 +211,11 @@ def _tell_replaced(folder: Path, console: Console) -> None:
 
 
 def _measured_on(parts: Parts) -> dict[str, Any]:
-    """What tells streams from others, for JSON: `compare` looks at it.
+    """What tells streams from others, for JSON.
 
-    The fingerprint of the clips, where they lie, how far from a word it counts as
-    found, and the fields of `_SHAPING`.
+    The fingerprint of the clips, how far from a word it counts as found, and the words,
+    by which `compare` knows other streams; and for readers where the clips lie, and
+    what is heard under and around the words (`_SHAPING`).
     """
     config = parts.config
     fields = configs.fields(config)

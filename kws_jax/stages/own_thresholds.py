@@ -32,12 +32,13 @@ class Recording:
 def check(recording: Recording, target: float) -> None:
     """Raises UserError where so many false alarms an hour would mean none at all."""
     if 0 < target * recording.hours < 1 - 1e-9:
+        alarms = f"{target:g} false alarm{'' if target == 1 else 's'}"
         raise UserError(
             f"--keep_thresholds: in {recording.name} ({recording.hours:.3g} h) at most "
-            f"{target:g} false alarms an hour would mean none at all. Give a recording "
-            f"of {1 / target:.3g} h at least, or another "
-            f"--detection.target_false_alarms_per_hour: {1 / recording.hours:.3g} or "
-            "more, or 0."
+            f"{alarms} an hour would mean none at all. Give a recording of "
+            f"{1 / target:.3g} h at least, or another "
+            "--detection.target_false_alarms_per_hour: "
+            f"{1 / recording.hours:.3g} or more, or 0."
         )
 
 

@@ -35,6 +35,7 @@ from ml_collections import ConfigDict
 
 from kws_jax import command_line
 from kws_jax.errors import UserError
+from kws_jax.workdirs import folder_of
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished experiment.")
 _AUDIO = flags.DEFINE_string("audio", "", "A recording of any length to listen to.")
@@ -55,6 +56,7 @@ _GROUPS = ("data", "detection")
 _STORED = ("common", "each")
 # Fields that say something of a recording; those of streams and clips do not.
 _CACHE = "data.cache_dir"
+_FILE = "detection.json"
 _LISTENING = ("scores", "hop_ms", "smoothing_ms", "refractory_ms")
 _TOLERANCE, _TARGET = "tolerance_ms", "target_false_alarms_per_hour"
 
@@ -83,12 +85,19 @@ def _check_of_recording(argv: list[str]) -> None:
             )
         # It is a rate to be told, and changes nothing that is heard.
         heard = given[1] not in (_CACHE, f"detection.{_TARGET}")
-        if heard and stated in _STORED:
+        if heard and stated in _STORED and not _chooses_first(argv):
             raise UserError(
                 f"{argument}: the stored threshold goes with the settings that it was "
                 "chosen for. Measure again with yours, without --audio, or give "
                 "--threshold a number."
             )
+
+
+def _chooses_first(argv: list[str]) -> bool:
+    """Whether thresholds are kept of a recording, in a workdir that has none yet."""
+    workdir = command_line.value_of("workdir", argv)
+    keeps = "--keep_thresholds" in (argument.partition("=")[0] for argument in argv)
+    return bool(keeps and workdir) and not (folder_of(workdir) / _FILE).exists()
 
 
 def main(argv: list[str]) -> None:

@@ -10,7 +10,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from kws_jax import condition_names, scaling, together
+from kws_jax import condition_names, heard, scaling, together
 from kws_jax import config as configs
 from kws_jax.data import pipeline
 from kws_jax.data.conditions import CLEAN
@@ -184,6 +184,8 @@ def claim_workdir(parts: Parts, folder: Path) -> None:
         write_json(folder / TASK_FILE, task)
         if parts.flipped:
             write_json(folder / "flipped_labels.json", parts.flips())
+        if not (folder / heard.FILE).exists():
+            heard.keep(parts, folder)
     networks.keep_given_genotype(parts, folder)
     together.wait("claim of the workdir")
 

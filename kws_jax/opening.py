@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ml_collections import ConfigDict
@@ -13,6 +14,7 @@ from kws_jax import config as configs
 from kws_jax import together
 from kws_jax.condition_names import SEEN, UNSEEN
 from kws_jax.data import (
+    background,
     held_out,
     pipeline,
     protocols,
@@ -28,6 +30,8 @@ from kws_jax.data.label_noise import flip_labels
 from kws_jax.data.noise import NoiseBank
 from kws_jax.data.noise_folder import open_noise
 from kws_jax.data.rooms import RoomBank
+from kws_jax.data.sounding import is_silent
+from kws_jax.data.splits import powers_of_wholes
 from kws_jax.errors import UserError
 
 
@@ -79,10 +83,8 @@ def open_data(config: ConfigDict, console: Console) -> OpenedData:
       UserError: for data or settings that do not fit.
     """
     data = config.data
-    protocol = data.protocol
-    if protocol == "auto":
-        protocol = "tfds-12" if data.source == "tfds" else "custom"
-    corpus = _open_corpus(config, protocol, console)
+    protocol = protocol_of(data)
+    corpus = background.without_copies(_open_corpus(config, protocol, console))
     unheard = configs.words(data.unheard_words)
     task = _build_task(config, protocol, corpus, unheard)
     # Of all training clips, so that the tests are the same for every train_fraction.
@@ -105,7 +107,7 @@ def open_data(config: ConfigDict, console: Console) -> OpenedData:
         task.train, task.labels, data.flip_labels, data.task_seed
     )
     # Before the noise, which is the same recordings where no folder is given.
-    background = _background(corpus, data)
+    soft = _background(corpus, data)
     training_noise, noise = open_noise(
         {SEEN: data.noise_seen, UNSEEN: data.noise_unseen},
         corpus.noise,
@@ -122,7 +124,7 @@ def open_data(config: ConfigDict, console: Console) -> OpenedData:
             corpus, spoken, training_noise, heard_rooms.get(TRAIN)
         ),
         clips=corpus.fingerprint,
-        background=background,
+        background=soft,
         noise=noise,
         reference_rms=reference_rms,
         training_noise=training_noise,
@@ -132,6 +134,13 @@ def open_data(config: ConfigDict, console: Console) -> OpenedData:
         flipped=tuple(flipped.tolist()),
         flipped_from=tuple(before[flipped].tolist()),
     )
+
+
+def protocol_of(data: ConfigDict) -> str:
+    """The name of the protocol that `config.data` means."""
+    if data.protocol != "auto":
+        return str(data.protocol)
+    return "tfds-12" if data.source == "tfds" else protocols.CUSTOM
 
 
 def _untested(config: ConfigDict, noise: Mapping[str, NoiseBank]) -> Iterator[str]:
@@ -288,4 +297,20 @@ def _background(corpus: Corpus, data: ConfigDict) -> NoiseBank | None:
     recordings = corpus.background.get(TRAIN, ())
     where = f"{data.dir}/{BACKGROUND_FOLDER}" if data.dir else data.source
     where = f"background for training from {where} (config.data.dir)"
-    return NoiseBank.from_recordings(recordings, where) if recordings else None
+    # Of one or two recordings training has the first third.
+    thirds = powers_of_wholes(corpus.background)
+    silent = [r.name for r in recordings if r.name in thirds and is_silent(r.audio)]
+    sounding = [recording for recording in recordings if recording.name not in silent]
+    if silent and not sounding:
+        raise UserError(
+            f"{where}: the first third of {', '.join(silent)}, which training would "
+            "hear, is silent. Cut the silence away, or add recordings: of three, none "
+            "is cut into thirds"
+        )
+    if silent:
+        print(
+            f"note: {where}: the first third of {', '.join(silent)} is silent; it is "
+            "left out",
+            file=sys.stderr,
+        )
+    return NoiseBank.from_recordings(sounding, where) if recordings else None

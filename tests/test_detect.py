@@ -151,12 +151,14 @@ def test_what_was_measured_on_is_kept(made, workdir):
     changes = (
         ("words", "detection", {"keywords_per_hour": 400.0}),
         ("words", "detection", {"speech_share": 0.5, "seed": 1}),
-        ("words", "data", {"unheard_words": "tree"}),
+        ("validation", "data", {"unheard_words": "tree"}),
         ("noise", "data", {"noise_unseen": "elsewhere"}),
         ("noise", "detection", {"snr_db": (5.0,)}),
         ("rooms", "data", {"rooms": "simulated"}),
         (None, "detection", {"hop_ms": 50.0, "target_false_alarms_per_hour": 3.0}),
         (None, "data", {"seed": 7, "threads": 1, "cache_dir": "elsewhere"}),
+        # What changes the clips is known by them.
+        (None, "data", {"keywords": "up, down,stop", "task_seed": 3}),
     )
     for what, group, fields in changes:
         changed = config.copy_and_resolve_references()
@@ -526,7 +528,12 @@ def test_words_that_training_never_heard_stay_unheard(made, workdir):
     del stored["clips"]
     with pytest.raises(UserError, match="lacks tree, which were kept from training"):
         measuring._check_unheard(parts, trained, stored)
-    measuring._check_unheard(parts, trained, stored | {"clips": "others"})
+    # The folder of its training may have grown; of another one nothing is known.
+    others = stored | {"clips": "others"}
+    with pytest.raises(UserError, match="lacks tree, which were kept from training"):
+        measuring._check_unheard(parts, trained, others)
+    trained.data.dir = "elsewhere"
+    measuring._check_unheard(parts, trained, others)
     measuring._check_unheard(parts, parts.config, parts.identity())
 
 
@@ -688,6 +695,14 @@ def test_flags_that_do_not_go_together_are_told(workdir, monkeypatch):
 
     with pytest.raises(UserError, match="the stored threshold goes with the settings"):
         define("--audio=a.wav", "--detection.hop_ms=50")
+    # Where none is stored yet, those of the recording go with what is given here.
+    keeping = ["--audio=a.wav", "--labels=a.csv", "--keep_thresholds"]
+    with monkeypatch.context() as patch:
+        patch.setattr(command_line, "define_groups", lambda argv, groups: None)
+        define(*keeping, "--detection.hop_ms=50")
+    (workdir / "detection.json").write_text("{}")
+    with pytest.raises(UserError, match="the stored threshold goes with the settings"):
+        define(*keeping, "--detection.hop_ms=50")
     wanted = "--detection.target_false_alarms_per_hour=5"
     with pytest.raises(
         UserError, match=r"--detection\.hop_ms=50: the stored threshold"

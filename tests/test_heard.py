@@ -12,7 +12,7 @@ from test_rooms import write as write_response
 from tiny_parts import tiny_config
 from words import on_words, write_words
 
-from kws_jax import experiment, measuring
+from kws_jax import experiment, heard, measuring
 from kws_jax.errors import UserError
 from kws_jax.parts import build_parts
 from kws_jax.stages import runner
@@ -38,11 +38,15 @@ def folder(tmp_path_factory):
 def trained(folder, tmp_path):
     """Config and workdir of a network, taken for trained, with other settings."""
 
-    def train(*, snr_db=(0.0,), far=0.5, **data):
+    def train(*, snr_db=(0.0,), far=0.5, background_probability=0.8, **data):
         config = tiny_config()
         on_words(config, folder)
         config.data.update(data)
-        config.stages[0].condition.update(snr_db=snr_db, reverberant_fraction=far)
+        config.stages[0].condition.update(
+            snr_db=snr_db,
+            reverberant_fraction=far,
+            background_probability=background_probability,
+        )
         parts = build_parts(config, QUIET)
         workdir = tmp_path / "work"
         experiment.claim_workdir(parts, workdir)
@@ -73,15 +77,48 @@ def test_clips_are_not_divided_anew(folder, trained, tmp_path, field):
     with pytest.raises(UserError, match=told):
         later(*made, **{field: 0.5, "dir": spelled})
     others = shutil.copytree(folder / "words", tmp_path / "words")
+    # The background is the same, which is told by its sound.
+    shutil.rmtree(others / "_background_noise_")
+    names = [f"_background_noise_/{name}.wav" for name in "abc"]
+    write(others, names)
     assert len(later(*made, **{field: 0.5, "dir": str(others)}).task.test)
     later(*made, dir=spelled)
 
 
+def test_less_than_the_test_had_is_no_other_division(folder, trained, tmp_path):
+    made = trained(far=0.0, snr_db=(), validation_fraction=0.3, test_fraction=0.3)
+    before = set(later(*made).task.test.names)
+    for fields in ({"validation_fraction": 0.1}, {"test_fraction": 0.1}):
+        held_out = {"validation_fraction": 0.3, "test_fraction": 0.3} | fields
+        parts = later(*made, **held_out)
+        if "test_fraction" in fields:
+            assert set(parts.task.test.names) < before
+    # The border between both may move: training heard neither.
+    later(*made, validation_fraction=0.15, test_fraction=0.45)
+    with pytest.raises(UserError, match=r"data\.test_fraction=0\.35 divides"):
+        later(*made, validation_fraction=0.3, test_fraction=0.35)
+
+
+def test_a_folder_with_lists_is_not_divided_by_shares(folder, trained, tmp_path):
+    listed = tmp_path / "listed"
+    shutil.copytree(folder / "words", listed)
+    clips = sorted(
+        p.relative_to(listed).as_posix() for p in listed.glob("[a-z]*/*.wav")
+    )
+    for name, chosen in (("validation", clips[::3]), ("testing", clips[1::3])):
+        (listed / f"{name}_list.txt").write_text("\n".join(chosen))
+    made = trained(far=0.0, snr_db=(), dir=str(listed))
+    before = later(*made).task.test.names
+    assert later(*made, test_fraction=0.5).task.test.names.tolist() == before.tolist()
+
+
 def test_noise_is_not_divided_anew(folder, trained):
     made = trained(far=0.0, noise_seen=str(folder / "noise"))
-    told = r"noise_test_fraction=0\.9 divides data\.noise_seen=.* recordings that it"
+    told = r"seen noise has .* which this network heard.* data\.noise_test_fraction"
     with pytest.raises(UserError, match=told):
         later(*made, noise_test_fraction=0.9)
+    # Less than it was for the test, of the hum seconds among those.
+    assert len(later(*made, noise_test_fraction=0.2).noise["seen"]) == 2
     assert not later(*made, noise_test_fraction=0.0).noise
     other = later(*made, noise_test_fraction=0.9, noise_seen=str(folder / "other"))
     assert len(other.noise["seen"]) == 1
@@ -106,23 +143,70 @@ def test_noise_of_training_is_no_unseen_noise_later(folder, trained, tmp_path, c
     soundfile.write(copies / "wind.wav", audio[-2 * rate :], rate)
     tests = later(*made, noise_seen="", noise_unseen=str(copies)).noise
     assert len(tests["unseen"]) == 2
-    capsys.readouterr()
-    made[0].data.noise_seen = ""
-    elsewhere = tmp_path / "elsewhere"
-    (folder / "noise").rename(elsewhere)
-    try:
-        later(*made, noise_unseen=str(folder / "other"))
-    finally:
-        elsewhere.rename(folder / "noise")
-    told = capsys.readouterr().err
-    assert "note: whether training heard the test's noise cannot be told" in told
-    assert "data.noise_seen of this workdir" in told
+    assert "cannot be told" not in capsys.readouterr().err
+
+
+def test_what_training_heard_is_known_where_its_folder_is_no_more(
+    folder, trained, tmp_path
+):
+    noise = shutil.copytree(folder / "noise", tmp_path / "noise")
+    config, workdir = trained(far=0.0, noise_seen=str(noise))
+    noise.rename(tmp_path / "moved")
+    moved = {"noise_seen": "", "noise_unseen": str(tmp_path / "moved")}
+    with pytest.raises(UserError, match=r"\(3 of 4 recordings\), which this network"):
+        later(config, workdir, **moved)
+
+
+def test_a_folder_that_grew_is_not_divided_anew(folder, trained, tmp_path):
+    noise = tmp_path / "noise"
+    write(noise, [f"car/{name}.wav" for name in "abcd"])
+    made = trained(far=0.0, noise_seen=str(noise), noise_test_fraction=0.25)
+    kept = later(*made).noise["seen"].names
+
+    def grown(number):
+        write(noise, [f"car/{number}.wav"])
+        try:
+            return later(*made).noise["seen"].names
+        except UserError as error:
+            return str(error)
+
+    # Until the quarter of the smallest hashes is another.
+    told = next(told for told in map(grown, range(9)) if told != kept)
+    assert "take away recordings that were added since: they divide it anew" in told
+
+
+@pytest.mark.parametrize("soft", [0.8, 0.0])
+def test_background_of_training_is_no_noise_later(folder, trained, tmp_path, soft):
+    silence = "background" if soft else "zeros"
+    config, workdir = trained(
+        far=0.0, snr_db=(), silence=silence, background_probability=soft
+    )
+    others = shutil.copytree(folder / "words", tmp_path / "words")
+    shutil.rmtree(others / "_background_noise_")
+    write(others, [f"_background_noise_/{name}.wav" for name in "abc"])
+    background = str(folder / "words" / "_background_noise_")
+    elsewhere = {"dir": str(others), "noise_unseen": background}
+    if soft:
+        told = r"unseen noise has .*\(1 of 3 recordings\), which this network heard"
+        with pytest.raises(UserError, match=told):
+            later(config, workdir, **elsewhere)
+    else:
+        assert len(later(config, workdir, **elsewhere).noise["unseen"]) == 3
+
+
+def test_a_workdir_without_marks_says_so_where_it_matters(folder, trained, capsys):
+    config, workdir = trained(far=0.0, noise_seen=str(folder / "noise"))
+    (workdir / heard.FILE).unlink()
+    later(config, workdir)
+    assert "cannot be told" not in capsys.readouterr().err
+    later(config, workdir, noise_unseen=str(folder / "other"))
+    assert "note: whether training heard the test's noise" in capsys.readouterr().err
 
 
 def test_other_hours_of_noise_do_not_give_the_test_what_training_heard(folder, trained):
     made = trained(far=0.0, noise_seen=str(folder / "noise"), noise_hours=18 / 3600)
     # At first a single car, cut in time; with a second one it is the test's.
-    told = r"seen noise has car/a\.wav .*1 of 2 .* leave .* data\.noise_hours as"
+    told = r"seen noise has car/a\.wav .*1 of 2 .* data\.noise_hours as they were"
     with pytest.raises(UserError, match=told):
         later(*made, noise_hours=24 / 3600)
     later(*made, noise_hours=20 / 3600)
@@ -135,9 +219,9 @@ def test_noise_that_no_stage_heard_may_be_heard_later(folder, trained):
     assert len(later(*made, noise_seen="", noise_unseen=noise).noise["unseen"]) == 4
 
 
-def test_rooms_of_training_are_no_rooms_of_a_test(folder, trained, tmp_path, capsys):
+def test_rooms_of_training_are_no_rooms_of_a_test(folder, trained, tmp_path):
     made = trained(snr_db=(), rooms=str(folder / "rooms"))
-    told = r"rooms_test_fraction=0\.99 divides data\.rooms=.* rooms that it heard"
+    told = r"impulse responses\), which this network heard.* leave data\.rooms_test_fr"
     with pytest.raises(UserError, match=told):
         later(*made, rooms_test_fraction=0.99)
     office = {"rooms": str(folder / "office"), "rooms_test_fraction": 0.99}
@@ -151,15 +235,6 @@ def test_rooms_of_training_are_no_rooms_of_a_test(folder, trained, tmp_path, cap
     told = r"the test has r\d/1\.wav \(\d of 9 impulse responses\), which this network"
     with pytest.raises(UserError, match=told):
         later(*made, rooms=str(copies), rooms_test_fraction=0.99)
-    capsys.readouterr()
-    moved = tmp_path / "moved"
-    (folder / "rooms").rename(moved)
-    try:
-        later(*made, **office)
-    finally:
-        moved.rename(folder / "rooms")
-    told = capsys.readouterr().err
-    assert "note: whether training heard the test's rooms cannot be told" in told
 
 
 def test_rooms_of_a_folder_are_new_to_a_network_of_simulated_ones(folder, trained):

@@ -92,12 +92,12 @@ def test_sources_without_recordings_give_their_silence():
     constants = prepared.read
     # The clips of such a corpus are constants, which are silent.
     assert held_out.collect(prepared, ("yes", UNKNOWN, SILENCE)).background == {}
-    hiss = np.int16(100 * (np.arange(CLIP_SAMPLES) % 2))
-    prepared = dataclasses.replace(prepared, read=lambda r: hiss + constants(r))
+    hiss = np.int16(np.arange(CLIP_SAMPLES) % 2 * 2 - 1)
+    prepared = dataclasses.replace(prepared, read=lambda r: hiss * constants(r))
     beside = held_out.collect(prepared, ("yes", UNKNOWN, SILENCE))
     assert beside.others["test"].words == (UNKNOWN,)
     bank = beside.background["test"]
-    assert sorted(bank.cut(bank.starts)[:, 0].tolist()) == [10, 11]
+    assert sorted(bank.cut(bank.starts)[:, 1].tolist()) == [10, 11]
 
 
 @pytest.mark.parametrize(
@@ -122,13 +122,20 @@ def test_a_source_that_does_not_tell_its_words_is_named():
 def test_no_second_of_background_is_counted_twice():
     audio = np.arange(-24_000, 25_000).astype(np.int16)
     bank = NoiseBank.from_recordings(
-        [Recording("a", audio), Recording("b", 2 * audio[15_000:35_000])]
+        [Recording("a", audio), Recording("b", 2 * audio[14_000:34_000])]
     )
     crops = held_out.background_crops(bank)
     read = crops.read(np.arange(len(crops)))
-    assert read[:, 0].tolist() == [-24_000, -8_000, 8_000, -18_000]
+    assert read[:, 0].tolist() == [-24_000, -8_000, 8_000, -20_000]
     samples = read[:3].ravel().tolist()
     assert len(set(samples)) == len(samples) == 3 * CLIP_SAMPLES
+
+
+@pytest.mark.parametrize("samples", [CLIP_SAMPLES // 2, CLIP_SAMPLES - 1, CLIP_SAMPLES])
+def test_a_short_recording_of_background_is_counted_once(samples):
+    noise = np.random.default_rng(0).normal(0, 1000, samples).astype(np.int16)
+    bank = NoiseBank.from_recordings([Recording("a", noise), Recording("b", noise)])
+    assert len(held_out.background_crops(bank)) == 2
 
 
 def test_false_accepts_are_counted_by_kind_and_word():

@@ -157,13 +157,13 @@ def test_senseless_condition_is_refused_by_field(field, value):
 
 def test_crops_never_cross_a_border_and_reach_every_start():
     recordings = [
-        Recording(str(i), np.int16(2 * i + np.arange(CLIP_SAMPLES + extra) % 2))
-        for i, extra in enumerate([0, 1, 500])
+        Recording(str(i), np.int16((i + 1) * (1 - np.arange(length) % 2 * 2)))
+        for i, length in enumerate(CLIP_SAMPLES + np.array([0, 1, 500]))
     ]
     bank = NoiseBank.from_recordings(recordings)
     u = np.random.default_rng(7).random((2, 3000))
     u[:, :4] = [[0, 0, 1 - 1e-16, 1 - 1e-16], [0, 1 - 1e-16, 0, 1 - 1e-16]]
-    crops = bank.cut(bank.first_samples(*u)) // 2
+    crops = abs(bank.cut(bank.first_samples(*u))) - 1
     assert (crops == crops[:, :1]).all()
     # Recordings are equally likely, whatever their lengths.
     for i in range(3):
@@ -171,11 +171,30 @@ def test_crops_never_cross_a_border_and_reach_every_start():
 
 
 def test_crop_starts_are_uniform_over_all_valid_ones():
-    ramp = np.arange(CLIP_SAMPLES + 4, dtype=np.int16)
+    ramp = np.arange(-8002, CLIP_SAMPLES - 7998, dtype=np.int16)
     bank = NoiseBank.from_recordings([Recording("ramp", ramp)])
     crops = bank.cut(bank.first_samples(np.zeros(5), np.arange(5) / 5 + 1e-9))
-    np.testing.assert_array_equal(crops[:, 0], np.arange(5))
-    np.testing.assert_array_equal(crops[:, -1], np.arange(5) + CLIP_SAMPLES - 1)
+    np.testing.assert_array_equal(crops[:, 0], np.arange(5) - 8002)
+    np.testing.assert_array_equal(crops[:, -1], np.arange(5) + CLIP_SAMPLES - 8003)
+
+
+@pytest.mark.parametrize("length", [CLIP_SAMPLES // 2, 3 * CLIP_SAMPLES])
+def test_the_offset_of_a_recorder_is_no_noise(length):
+    sound = _noise(np.random.default_rng(5), length, 100)
+    clip = _noise(np.random.default_rng(6), CLIP_SAMPLES, 1000)[None]
+    bank = NoiseBank.from_recordings([Recording("a", sound + np.int16(300))])
+    crop = bank.cut(bank.first_samples(np.zeros(1), np.full(1, 0.5)))
+    mixture = _mix(clip, crop, 10.0).astype(float)
+    # What the front end hears of the noise has the SNR that was asked for.
+    heard = np.std(mixture - clip)
+    assert 20 * np.log10(np.std(clip) / heard) == pytest.approx(10, abs=0.05)
+
+
+def test_a_mean_that_does_not_matter_stays():
+    sound = _noise(np.random.default_rng(5), 2 * CLIP_SAMPLES, 1000)
+    sound += np.int16(20 - sound.mean())
+    bank = NoiseBank.from_recordings([Recording("a", sound)])
+    np.testing.assert_array_equal(bank.audio, sound)
 
 
 def powers_of_crops(audio):

@@ -54,9 +54,9 @@ def overview(rows: Sequence[Row], baseline: Row | None) -> str:
     noise; missed are the keywords of the clean test stream, where `detection` was
     measured, and taken for keywords are words that training was kept from, with the
     interval of `Row.interval_over_words`. What only some of the runs have is the mean
-    of these, whose number stands behind it. What was missed on other streams than those
-    of the baseline, or else of the first row, is marked, and of seeds on streams of
-    their own there is no mean.
+    of these, whose number stands behind it; means in noise want all runs. What was
+    missed on other streams than those of the baseline, or else of the first row, is
+    marked, and of seeds on streams of their own there is no mean.
     """
     lines = [_cells(row, rows, baseline) for row in rows]
     kept = [i for i, _ in enumerate(_HEADS) if any(c[i] != _NOTHING for c in lines)]

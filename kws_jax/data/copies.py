@@ -3,8 +3,9 @@
 Two recordings are taken for copies where they share a mark: the first second of sound,
 or half a second around a sample that is the largest in it. Such half seconds are found
 in a copy too that begins later, ends earlier or has other sound before it, as long as
-its samples are the same: one at another rate or level, or from a lossy format, is not
-recognised. Half a second in common may do, but only two are nearly always enough.
+its samples are the same, but for an offset: one at another rate or level, or from a
+lossy format, is not recognised. Half a second in common may do, but only two are nearly
+always enough.
 """
 
 import hashlib
@@ -32,7 +33,10 @@ def marks(audio: np.ndarray) -> frozenset[bytes]:
         for window, power in zip(windows, powers, strict=True)
         if power >= least and np.count_nonzero(np.diff(window)) >= _LEAST_CHANGES
     ]
-    return frozenset(hashlib.sha256(w.tobytes()).digest() for w in telling or [whole])
+    # By its steps: banks take the offset of a recording away, or of a part of one.
+    return frozenset(
+        hashlib.sha256(np.diff(w).tobytes()).digest() for w in telling or [whole]
+    )
 
 
 def same_sound(marks_of: Mapping[str, Set[bytes]]) -> dict[str, str]:

@@ -27,6 +27,8 @@ from kws_jax.errors import UserError, nearest
 
 # With fewer clips of test speakers than this, all speakers stand for an unheard word.
 FEW_CLIPS = 20
+# The name of each recording of background where the source has its silence alone.
+CLIPS_OF_SILENCE = "silence"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,12 +150,15 @@ def collect(
 def background_crops(bank: NoiseBank) -> Split:
     """Clips of background, one behind the other, at full volume.
 
-    None overlap: intervals take them for independent.
+    None overlap, and of a recording that is repeated there is one: intervals take them
+    for independent.
     """
+    # Where the last one may begin.
+    last = np.where(bank.repeats, 0, bank.lengths - CLIP_SAMPLES)
     first = np.concatenate(
         [
-            begin + np.arange(0, length - CLIP_SAMPLES + 1, CLIP_SAMPLES)
-            for begin, length in zip(bank.starts.tolist(), bank.lengths.tolist())
+            begin + np.arange(0, until + 1, CLIP_SAMPLES)
+            for begin, until in zip(bank.starts.tolist(), last.tolist())
         ]
     )
     names = np.array([f"background/{sample}" for sample in first.tolist()])
@@ -204,5 +209,5 @@ def _background(corpus: Corpus, split: str) -> NoiseBank | None:
     if not recordings:
         silent = np.flatnonzero((corpus.words == SILENCE) & (corpus.splits == split))
         clips = corpus.read(silent)
-        recordings = [Recording("silence", c) for c in clips if not is_silent(c)]
+        recordings = [Recording(CLIPS_OF_SILENCE, c) for c in clips if not is_silent(c)]
     return NoiseBank.from_recordings(recordings) if recordings else None

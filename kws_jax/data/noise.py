@@ -11,6 +11,8 @@ from kws_jax.data.sounding import is_silent, sounding_ranges
 from kws_jax.errors import UserError
 
 _FADE = SAMPLE_RATE // 100  # samples: 10 ms hide the seam of a loop
+# Of an offset's power to that of the sound: 0.01 dB of a signal-to-noise ratio.
+_LEAST_OFFSET = 10**0.001 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +23,7 @@ class NoiseBank:
       audio: int16 [samples], all recordings one after the other.
       starts: int64 [r], where each recording begins in `audio`.
       lengths: int64 [r], its samples, at least `CLIP_SAMPLES`.
+      repeats: bool [r], whether it is a shorter one again and again.
       ranges: of each recording, the first samples in it that a crop may begin at, as
         those of `sounding_ranges`: a silent one would leave a clip without noise.
       names: of the recordings.
@@ -29,6 +32,7 @@ class NoiseBank:
     audio: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
+    repeats: np.ndarray
     ranges: tuple[np.ndarray, ...]
     names: tuple[str, ...]
 
@@ -39,7 +43,8 @@ class NoiseBank:
         """A bank of int16 recordings at 16 kHz.
 
         A recording shorter than a clip is looped with a cross-fade to twice the length
-        of a clip, so that it too has more than one crop.
+        of a clip, so that it too has more than one crop. The offset of a recorder is
+        taken away, of which a signal-to-noise ratio would count the power as noise.
 
         Args:
           recordings: at least one.
@@ -55,7 +60,7 @@ class NoiseBank:
                 " one audio file, or a condition without noise and background."
             )
         check_sound(recordings, where)
-        parts = [_looped(np.asarray(r.audio, np.int16)) for r in recordings]
+        parts = [_looped(_without_offset(r.audio)) for r in recordings]
         lengths = np.array([len(part) for part in parts], np.int64)
         starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
         ranges = tuple(map(_ranges, recordings, parts))
@@ -63,7 +68,9 @@ class NoiseBank:
         if silent:
             raise _silent_error(silent, where)
         names = tuple(recording.name for recording in recordings)
-        return cls(np.concatenate(parts), starts, lengths, ranges, names)
+        repeats = np.array([len(r.audio) < CLIP_SAMPLES for r in recordings])
+        audio = np.concatenate(parts)
+        return cls(audio, starts, lengths, repeats, ranges, names)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -145,6 +152,15 @@ def _silent_error(names: Sequence[str], where: str) -> UserError:
         f"{', '.join(names)}. Noise at a given SNR needs sound; replace or remove "
         "these files."
     )
+
+
+def _without_offset(audio: np.ndarray) -> np.ndarray:
+    """Int16 `audio` about 0; itself where its mean is too small to matter."""
+    samples = np.asarray(audio, np.int16)
+    mean = float(np.mean(samples))
+    if mean**2 < _LEAST_OFFSET * float(np.var(samples)):
+        return samples
+    return np.clip(samples - np.rint(mean), -32768, 32767).astype(np.int16)
 
 
 def _looped(audio: np.ndarray) -> np.ndarray:

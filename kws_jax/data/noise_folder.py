@@ -95,26 +95,14 @@ def open_noise(
     return (banks[""][1] if training else None), tests
 
 
-def training_part(
-    directory: str, *, test_fraction: float, hours: float
-) -> list[Recording]:
-    """The recordings, or parts, that training hears of a folder of seen noise.
-
-    Raises:
-      UserError: it cannot be used.
-    """
-    recordings = _read({SEEN: directory}, SEEN, hours)
-    return divide(recordings, test_fraction)[0]
-
-
 def divide(
     recordings: Sequence[Recording], test_fraction: float
 ) -> tuple[list[Recording], list[Recording]]:
     """Recordings, or parts of them, for training and for the test.
 
     Recordings that hold the same sound are divided as one. A kind's only recording is
-    for training alone where it is in several files, is shorter than three clips, or
-    where one part would be silent; that is told on standard error.
+    for training alone where it is in several files, is shorter than three clips,
+    repeats itself, or where one part would be silent; that is told on standard error.
 
     Raises:
       UserError: the folders' own division gives one sound to both.
@@ -297,6 +285,8 @@ def _cut(recording: Recording, fraction: float) -> tuple[Recording, Recording] |
     )
     if not (sounds(first) and sounds(last)):
         return "that would be silent in training or test"
+    if copies.marks(first.audio) & copies.marks(last.audio):
+        return "that repeats itself"
     return first, last
 
 
@@ -353,7 +343,10 @@ def _check_apart(
     Recordings are told by how they sound (`copies`), not by their files' names.
     """
     heard = frozenset().union(*(copies.marks(r.audio) for r in background))
-    others = {SEEN: "the background of training", UNSEEN: "what training hears"}
+    others = {
+        SEEN: "the background that training may hear",
+        UNSEEN: "what training may hear (data.noise_seen, the source's background)",
+    }
     for kind, other in others.items():
         marks = {r.name: copies.marks(r.audio) for r in named.get(kind, ())}
         shared = [name for name, own in marks.items() if own & heard]

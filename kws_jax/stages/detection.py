@@ -43,14 +43,14 @@ from kws_jax.stages.listeners import Listener
 from kws_jax.training.checkpoints import write_json
 
 FILE = "detection.json"
-# What of the config shapes streams: their words and gaps, what is heard under them, and
-# how they sound far away. Fields, or groups of them.
+# What of the config shapes streams, beside the clips: their words and gaps, which words
+# that of validation lacks, what is heard under them, and how they sound far away.
+# Fields, or groups of them.
 _SHAPING = {
-    "words": (
-        *(f"data.{name}" for name in ("source", "protocol", "keywords", "task_seed")),
-        *("data.unheard_words", "data.validation_fraction", "data.test_fraction"),
-        *(f"detection.{field.name}" for field in dataclasses.fields(StreamSettings)),
+    "words": tuple(
+        f"detection.{field.name}" for field in dataclasses.fields(StreamSettings)
     ),
+    "validation": ("data.unheard_words",),
     "noise": (
         *("data.noise_seen", "data.noise_unseen", "data.noise_test_fraction"),
         *("data.noise_hours", "detection.snr_db"),
@@ -219,18 +219,21 @@ def _measured_on(parts: Parts) -> dict[str, Any]:
     """
     config = parts.config
     fields = configs.fields(config)
+    shaping: dict[str, dict[str, Any]] = {
+        what: {
+            field: value
+            for field, value in fields.items()
+            if any(f"{field}.".startswith(f"{name}.") for name in names)
+        }
+        for what, names in _SHAPING.items()
+    }
+    # However the config spells them, or the protocol has them.
+    shaping["words"]["labels"] = sorted(parts.keywords)
     return {
         "clips": parts.clips,
         "dir": config.data.dir,
         "tolerance_ms": config.detection.tolerance_ms,
-        **{
-            what: {
-                field: value
-                for field, value in fields.items()
-                if any(f"{field}.".startswith(f"{name}.") for name in names)
-            }
-            for what, names in _SHAPING.items()
-        },
+        **shaping,
     }
 
 

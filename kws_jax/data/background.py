@@ -1,0 +1,56 @@
+"""The background of a corpus, so that no test hears what training does.
+
+Its recordings are divided by name or in time (`splits.divide_background`). Those that
+hold one sound under two names, or the same again and again, would come to both sides.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Sequence, Set
+
+from kws_jax.condition_names import SEEN
+from kws_jax.data import copies
+from kws_jax.data.corpus import TEST, TRAIN, VALIDATION, Corpus, Recording
+
+
+def without_copies(corpus: Corpus) -> Corpus:
+    """The corpus with no sound of its background both in training and elsewhere.
+
+    What training shares with validation or test is left out of training; where that
+    would leave it without any, of the two others. It is told on standard error.
+    """
+    parts = {**corpus.background}
+    training = parts.get(TRAIN, ())
+    kept = _others(training, _marks([*parts.get(VALIDATION, ()), *parts.get(TEST, ())]))
+    if len(kept) == len(training):
+        return corpus
+    noise = {**corpus.noise}
+    if kept:
+        parts[TRAIN] = kept
+        # The same recordings, as noise.
+        held = _marks([*parts.get(VALIDATION, ()), *parts.get(TEST, ())])
+        noise[SEEN] = _others(noise.get(SEEN, ()), held)
+        left, where = len(training) - len(kept), "training"
+    else:
+        heard = _marks(training)
+        for split in (VALIDATION, TEST):
+            parts[split] = _others(parts.get(split, ()), heard)
+        left = sum(map(len, corpus.background.values())) - sum(map(len, parts.values()))
+        where = "validation and test"
+    print(
+        f"note: {left} recordings of background, or parts of them, hold the same sound "
+        f"in training as in validation or test (copies, or what repeats itself); they "
+        f"are left out of {where}",
+        file=sys.stderr,
+    )
+    return dataclasses.replace(corpus, background=parts, noise=noise)
+
+
+def _others(
+    recordings: Sequence[Recording], heard: Set[bytes]
+) -> tuple[Recording, ...]:
+    return tuple(r for r in recordings if not copies.marks(r.audio) & heard)
+
+
+def _marks(recordings: Iterable[Recording]) -> frozenset[bytes]:
+    return frozenset().union(*(copies.marks(r.audio) for r in recordings))

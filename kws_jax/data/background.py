@@ -38,9 +38,9 @@ def without_copies(corpus: Corpus) -> Corpus:
         left = sum(map(len, corpus.background.values())) - sum(map(len, parts.values()))
         where = "validation and test"
     print(
-        f"note: {left} recordings of background, or parts of them, hold the same sound "
-        f"in training as in validation or test (copies, or what repeats itself); they "
-        f"are left out of {where}",
+        "note: recordings of background, or parts of them, that hold the same sound in "
+        "training as in validation or test (copies, or what repeats itself) are left "
+        f"out of {where}: {left}",
         file=sys.stderr,
     )
     return dataclasses.replace(corpus, background=parts, noise=noise)

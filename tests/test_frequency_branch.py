@@ -81,6 +81,26 @@ def test_gradients_of_first_and_second_order_are_those_of_differences(monkeypatc
         check_grads(frequency_branch, (x, *kernels), order=2, modes=["rev"])
 
 
+def test_bfloat16_gradients_of_many_tiles_are_those_of_layers_in_float32():
+    # 784 tiles, whose sums grow with each: in bfloat16 they would stand still.
+    rng = np.random.default_rng(0)
+    _, kernels = arrays(2, 3)
+    x = 1 + rng.normal(size=(128, 98, 4))
+    dy = 1 + 0.3 * rng.normal(size=x.shape)
+    rounded = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), (x, kernels))
+    dy = jnp.asarray(dy, jnp.bfloat16)
+    got = jax.jit(ops._gradients_by_tiles)(*rounded, dy)
+    chex.assert_trees_all_equal_dtypes(got, rounded)
+    x, kernels = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rounded)
+    wanted = jax.vjp(ops._by_layers, x, kernels)[1](dy.astype(jnp.float32))
+    for got_leaf, leaf in zip(
+        jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True
+    ):
+        np.testing.assert_allclose(
+            got_leaf.astype(jnp.float32), leaf, rtol=0, atol=0.03 * jnp.abs(leaf).max()
+        )
+
+
 def test_vmap_over_networks_equals_one_after_the_other():
     x, kernels = arrays()
     several = Kernels(*(jnp.stack([k, 2 * k]) for k in kernels))

@@ -111,7 +111,9 @@ def _by_tiles(x: jax.Array, kernels: Kernels) -> jax.Array:
 def _gradients_by_tiles(
     x: jax.Array, kernels: Kernels, dy: jax.Array
 ) -> tuple[jax.Array, Kernels]:
+    """Gradients by x and kernels; kernels' are summed in float32 or wider."""
     tile = _GradientTile(x, kernels)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
 
     def run(sums, inputs):
         number, patches, dy = inputs
@@ -121,16 +123,16 @@ def _gradients_by_tiles(
         d_inner = tile.filter_transposed(d_outer) * tile.middle(slope)
         patches = patches[:, 2 * tile.reach : -2 * tile.reach or None]
         gradients = (
-            patches @ d_inner,
-            tile.tap_gradients(inner, d_outer),
-            dy @ outer.reshape(-1, tile.maps),
+            patches.astype(wide) @ d_inner.astype(wide),
+            tile.tap_gradients(inner.astype(wide), d_outer.astype(wide)),
+            dy.astype(wide) @ outer.reshape(-1, tile.maps).astype(wide),
         )
         return jax.tree.map(jnp.add, sums, gradients), tile.expand @ d_inner.T
 
     zeros = (
-        jnp.zeros_like(tile.expand),
-        tuple(jnp.zeros_like(tap) for tap in tile.rows),
-        jnp.zeros_like(kernels.project[:, 0]),
+        jnp.zeros_like(tile.expand, wide),
+        tuple(jnp.zeros_like(tap, wide) for tap in tile.rows),
+        jnp.zeros_like(kernels.project[:, 0], wide),
     )
     patches = tile.split(_patches(x))
     patches = jnp.pad(patches, ((0, 0), (0, 0), (tile.reach, tile.reach)))
@@ -142,6 +144,7 @@ def _gradients_by_tiles(
         d_taps.reshape(kernels.depthwise.shape),
         d_project[:, None],
     )
+    d_kernels = jax.tree.map(lambda d, k: d.astype(k.dtype), d_kernels, kernels)
     d_patches = jnp.pad(d_patches, ((0, 0), (0, 0), (tile.reach, tile.reach)))
     return _unpatch(tile.join(d_patches, x.shape)), d_kernels
 

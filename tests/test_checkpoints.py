@@ -186,6 +186,7 @@ def test_a_step_that_is_saved_again_is_whole_at_any_moment(
     again = open_at(tmp_path)
     for reading in (open_at(tmp_path, read_only=True), again):
         before = states_in(tmp_path)
+        assert reading.last_step() == 4
         restored, notes = reading.restore_last(make_state())
         assert notes == {"seed": new}
         chex.assert_trees_all_equal(restored, make_state(new))

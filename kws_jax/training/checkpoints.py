@@ -132,7 +132,8 @@ class StageCheckpoints:
 
     def last_step(self) -> int | None:
         """The step of the newest state; None where there is none."""
-        return self._last.latest_step()
+        saved = self._saved()
+        return saved[0].step if saved else None
 
     def best_step(self) -> int | None:
         """The step of the best state; None where there is none."""

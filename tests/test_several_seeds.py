@@ -12,7 +12,7 @@ from scipy import stats
 from tiny_parts import killed_after_saving, tiny_config, tiny_parts
 from words import KEYWORDS, on_words, write_words
 
-from configs import tc_resnet
+from configs import convmixer, tc_resnet
 from kws_jax import config as configs
 from kws_jax import several_seeds
 from kws_jax.comparison.rows import read_rows
@@ -201,6 +201,25 @@ def test_optimisers_that_stand_at_different_steps_do_not_go_on_at_once():
     assert "different epochs" in seeds_at_once.obstacle(tiny_parts(config), 1)
     config.stages[0].stop.rule = "length"
     assert seeds_at_once.obstacle(tiny_parts(config), 1) == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "changes", "reason"),
+    [
+        ("din", {}, ""),
+        ("light_conv", {}, ""),
+        ("dynamic_conv", {}, "different epochs"),
+        ("dynamic_conv", {"temperature_epochs": 0.0}, ""),
+    ],
+)
+def test_filters_without_a_falling_temperature_go_on_at_once(word, changes, reason):
+    words = f"curriculum,cpu,tc_resnet8,{word}"
+    config = convmixer.get_config(words).copy_and_resolve_references().unlock()
+    config.stages[-1].update(optimizer_start="restart", stop={"rule": "length"})
+    config.front_filter.update(changes)
+    told = seeds_at_once.obstacle(tiny_parts(config), len(config.stages) - 1)
+    assert reason in told
+    assert bool(told) == bool(reason)
 
 
 def test_each_seed_keeps_the_first_of_its_own_best_states():

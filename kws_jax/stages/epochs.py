@@ -38,7 +38,7 @@ def told_of_epochs(
         return step
     before = 0.0
     if runner.follows_training(parts, index):
-        falls = _temperature_epochs(model)
+        falls = temperature_epochs(model)
         before = runner.epochs_before(parts, index, folder) if falls else 0.0
         if before >= falls:
             # All has come to its end; the step is one with those of other such stages.
@@ -72,7 +72,7 @@ def tell_of_temperature(model: nn.Module, plan: StagePlan, before: float = 0.0) 
     Filters that have one are validated and tested at 1, whatever they were trained at.
     Epochs `before` the stage count too.
     """
-    falls = _temperature_epochs(model)
+    falls = temperature_epochs(model)
     epochs = before + plan.total_steps / plan.steps_per_epoch
     start = getattr(_front_filter(model), "temperature", 1.0)
     if epochs >= falls or start == 1 or not together.is_first():
@@ -88,7 +88,7 @@ def tell_of_temperature(model: nn.Module, plan: StagePlan, before: float = 0.0) 
     )
 
 
-def _temperature_epochs(model: nn.Module) -> float:
+def temperature_epochs(model: nn.Module) -> float:
     """In which the temperature of the front filter falls; 0 where it has none."""
     return float(getattr(_front_filter(model), "temperature_epochs", 0.0))
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -18,10 +19,9 @@ from kws_jax import config as configs
 from kws_jax import together
 from kws_jax.errors import UserError
 from kws_jax.models import fusion
-from kws_jax.models.front_filter import NONE
 from kws_jax.parts import Parts
 from kws_jax.stages import feeding, networks, runner, train, training_run, validation
-from kws_jax.stages.epochs import told_of_epochs
+from kws_jax.stages.epochs import temperature_epochs, told_of_epochs
 from kws_jax.stages.learner import create_learner
 from kws_jax.stages.stacked_seeds import (
     EachHighest,
@@ -64,9 +64,10 @@ def obstacle(parts: Parts, index: int) -> str:
 
 
 def _filters_differ(parts: Parts, index: int) -> bool:
-    """Whether seeds may have trained a front filter for different lengths before."""
-    filtered = parts.config.get("front_filter", {"name": NONE})["name"] != NONE
-    while filtered and runner.follows_training(parts, index):
+    """Whether the temperature of seeds' front filters may have fallen differently."""
+    # That of the filter, whatever network is behind it: here one without layers.
+    falls = temperature_epochs(networks.behind_front(parts, nn.Sequential(()))) > 0
+    while falls and runner.follows_training(parts, index):
         index -= 1
         stop = parts.config.stages[index].get("stop")
         if stop and stop.rule != "length":

@@ -10,7 +10,9 @@ Words after the colon, separated by commas, choose
     w8a8 (default), w1a1 … w8a8       bits of weights (w) and activations (a)
     learned_bits                      each layer learns its own, from 8 down to 2
     few_bits                          the same, at most 3 in the mean
-    tc_resnet8 (default), tc_resnet14, mbconv, tenet12, …    the network
+    tc_resnet8 (default), tc_resnet14, mbconv, tenet12, …    the network, and
+    mtconv                            four parallel kernels of a TENet, as in
+                                      configs/network.py; it keeps them
     paper (default), cpu, demo        the size, as in configs/autokws.py
 
 The network is trained as configs/network.py does, and goes on
@@ -55,8 +57,15 @@ FLOAT_OR_BITS = (FLOAT, *BITS)
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """The experiment for the words after the colon."""
-    words = common.parse(argument, {"bits": BITS, "network": NETWORKS, "size": SIZES})
-    config = network.get_config(f"{words['network']},{words['size']}")
+    groups = {
+        "bits": BITS,
+        "network": NETWORKS,
+        "convolutions": network.CONVOLUTIONS,
+        "size": SIZES,
+    }
+    words = common.parse(argument, groups)
+    of_network = ("network", "convolutions", "size")
+    config = network.get_config(",".join(words[group] for group in of_network))
     config = add_quantization(config, words["bits"])
     config.name = "quantized"
     return config.lock()

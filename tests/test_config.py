@@ -54,6 +54,7 @@ ARGUMENTS = {
     "quantized": [
         *itertools.product(("", "w1a1", "w4a8", "learned_bits"), SIZES),
         *itertools.product(quantized.NETWORKS, ("cpu",)),
+        ("tenet12", "mtconv", "cpu"),
     ],
     "end_to_end_nas": [
         *itertools.product(("", "random"), SIZES),
@@ -511,9 +512,16 @@ def test_mtconv_is_a_word_of_tenets_alone():
     config = load("dynamic_filter:din,tenet6,mtconv")
     assert config.network.mtconv
     assert not load("dynamic_filter:din,tenet6").network.mtconv
-    for words in ("res15,mtconv", "mtconv,tc_resnet8"):
+    config = load("quantized:tenet12,mtconv,w4a4")
+    assert config.network.mtconv
+    assert config.stages[-1].bits.weights == 4
+    for words in (
+        "network:res15,mtconv",
+        "network:mtconv,tc_resnet8",
+        "quantized:mtconv",
+    ):
         with pytest.raises(UserError, match="'mtconv' is of TENets, and the network"):
-            load(f"network:{words}")
+            load(words)
 
 
 def test_filters_have_their_settings_under_the_curriculum_too():

@@ -14,7 +14,10 @@ Words after a colon, separated by commas, choose
 
 `curriculum` trains in five stages: clean; clean and 0 dB; and -5 dB; and -10 dB; and
 half of the clips in rooms. Each ends when the criterion of the paper's Algorithm 1 has
-not exceeded its best for ten epochs, and the next begins from its best state.
+not exceeded its best for ten epochs (`cpu`: six, `demo`: two), or at its most epochs,
+and the next begins from its best state. The first epoch is not counted, so in `cpu`
+only the last stage is long enough to end before its most epochs, in `demo` only the
+first.
 `multicondition` trains in the conditions of the last stage from the start, for as many
 epochs as the curriculum may take; `clean` without noise. Of all three clips are mixed
 in the first 85 % of these epochs.

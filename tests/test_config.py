@@ -524,6 +524,17 @@ def test_mtconv_is_a_word_of_tenets_alone():
             load(words)
 
 
+@pytest.mark.parametrize(
+    ("size", "early"),
+    [("paper", range(5)), ("cpu", [4]), ("demo", [0])],
+)
+def test_stages_of_the_curriculum_that_may_end_early_are_those_told(size, early):
+    stages = load(f"convmixer:curriculum,{size}").stages
+    # Of the first validation the criterion is 0, whatever it measures.
+    first_ends = [(1 + s.stop.patience) * s.eval_every_epochs for s in stages]
+    assert [i for i, s in enumerate(stages) if s.epochs > first_ends[i]] == list(early)
+
+
 def test_filters_have_their_settings_under_the_curriculum_too():
     config = load("convmixer:no_din,tc_resnet8")
     assert config.front_filter.to_dict() == {"name": "dynamic", "din": False}

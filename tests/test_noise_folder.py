@@ -326,7 +326,14 @@ def test_copies_across_a_data_set_s_own_division_are_refused_by_name():
     sounds["tt/b.wav"] = sounds["tr/a.wav"]
     with pytest.raises(UserError, match=r"tr/a\.wav and tt/b\.wav hold the same sound"):
         divided_sounds(sounds)
+    # Nothing of these lies in tt: hum.wav is cut in time.
     sounds["tt/b.wav"] = sound("b", 9)
+    sounds["hum.wav"] = sound("hum", 9)
+    sounds["tr/a.wav"] = sounds["hum.wav"][RATE:]
+    expected = r"hum\.wav, whose last seconds are for the test, and tr/a\.wav, which"
+    with pytest.raises(UserError, match=expected):
+        divided_sounds(sounds)
+    sounds["tr/a.wav"] = sound("a", 9)
     sounds["hum.wav"] = sounds["tt/b.wav"][RATE:]
     with pytest.raises(UserError, match=r"hum\.wav and tt/b\.wav hold the same sound"):
         divided_sounds(sounds)

@@ -261,6 +261,13 @@ def _check_parts(
         for mark in marks[name]:
             other = holders.setdefault(mark, name)
             if (other in test, other in lone) != (name in test, name in lone):
+                if not {other, name} & test:
+                    cut, whole = (other, name) if other in lone else (name, other)
+                    raise UserError(
+                        f"config.data.noise_seen: {cut}, whose last seconds are for "
+                        f"the test, and {whole}, which is for training, hold the same "
+                        "sound. Remove one of them"
+                    )
                 raise UserError(
                     f"config.data.noise_seen: {other} and {name} hold the same sound, "
                     "and their folders give it to training (tr, cv) and to the test "

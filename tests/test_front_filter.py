@@ -230,10 +230,38 @@ def test_trainings_behind_dynamic_convolution_tell_its_temperature(tmp_path, cap
             dispatch.run(parts, 1, tmp_path)
     told = capsys.readouterr().err
     assert told.count("temperature_epochs = 10") == 2
-    first, both = 2 / (23 / 4), 2 / (23 / 4) + 2 / (23 / 10)
-    assert f"the {first:.3g} epochs of stage 'stage 0' are fewer than" in told
-    assert f"the {both:.3g} epochs up to the end of stage 'stage 1' are few" in told
-    assert f"falls to {30 - 29 * both / 10:.3g} alone" in told
+    both = 2 / (23 / 4) + 2 / (23 / 10)
+    until = f"the {both:.3g} epochs up to the end of stage 'stage 1' are fewer than"
+    assert told.count(until) == 2
+    assert told.count(f"falls to {30 - 29 * both / 10:.3g} alone") == 2
+
+
+HEAD, SHORT, LONG = {"trained_part": "head", "steps": 100}, {}, {"steps": 60}
+QUANTIZE = {"kind": "quantize", "steps": 100}
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        # 60 steps are 10.4 epochs, 2 are 0.348.
+        ((SHORT, LONG), ""),
+        ((SHORT, HEAD, SHORT, LONG), ""),
+        ((SHORT,), "the 0.348 epochs of stage 'stage 0' are"),
+        ((SHORT, HEAD), "the 0.348 epochs of stage 'stage 0' are"),
+        ((SHORT, QUANTIZE, LONG), "the 0.348 epochs of stage 'stage 0' are"),
+        ((SHORT, HEAD, SHORT), "the 0.696 epochs up to the end of stage 'stage 2' are"),
+    ],
+)
+def test_temperature_that_a_later_stage_brings_to_its_end_is_not_told(
+    stages, told, tmp_path, capsys
+):
+    parts = behind_dynamic_convolution(*stages)
+    model = networks.create_network(parts, tmp_path)
+    plan = runner.plan_of(parts, 0, 23)
+    told_of_epochs(Mock(), parts, 0, tmp_path, model, plan)
+    error = capsys.readouterr().err
+    assert told in error
+    assert bool(error) == bool(told)
 
 
 def test_epochs_that_stages_really_made_go_on_in_the_next(tmp_path):

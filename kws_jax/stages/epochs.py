@@ -1,6 +1,7 @@
 """How far a stage is, told to the networks that change with it."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def told_of_epochs(
 
     They go on from those that were made in the stages before, where this one goes on
     from their weights: a temperature that a stage has not brought to its end falls
-    further in the next. Where that ends before it too, it is told.
+    further in the next. Where the last one ends before it too, it is told.
     """
     if parts.config.stages[index].get("trained_part", "all") == "head":
         # The frozen encoder infers, as at the end of training.
@@ -43,7 +44,7 @@ def told_of_epochs(
         if before >= falls:
             # All has come to its end; the step is one with those of other such stages.
             return step
-    tell_of_temperature(model, plan, before)
+    tell_of_temperature(model, plan, before, runner.plans_after(parts, index))
     return with_epoch(step, model, plan, before)
 
 
@@ -66,24 +67,30 @@ def with_epoch(
     return told
 
 
-def tell_of_temperature(model: nn.Module, plan: StagePlan, before: float = 0.0) -> None:
-    """Tells where a stage ends before the temperature of its front filter is at 1.
+def tell_of_temperature(
+    model: nn.Module,
+    plan: StagePlan,
+    before: float = 0.0,
+    later: Sequence[StagePlan] = (),
+) -> None:
+    """Tells where training ends before the temperature of its front filter is at 1.
 
-    Filters that have one are validated and tested at 1, whatever they were trained at.
-    Epochs `before` the stage count too.
+    Filters that have one infer at 1, whatever they were trained at. Epochs `before` the
+    stage count too, and those of `later` stages that train the same weights.
     """
     falls = temperature_epochs(model)
-    epochs = before + plan.total_steps / plan.steps_per_epoch
+    plans = (plan, *later)
+    epochs = before + sum(each.total_steps / each.steps_per_epoch for each in plans)
     start = getattr(_front_filter(model), "temperature", 1.0)
     if epochs >= falls or start == 1 or not together.is_first():
         return
     reached = start + (1 - start) * epochs / falls
-    until = "up to the end of stage" if before else "of stage"
+    until = "up to the end of stage" if before or later else "of stage"
     print(
-        f"note: the {epochs:.3g} epochs {until} {plan.name!r} are fewer than "
+        f"note: the {epochs:.3g} epochs {until} {plans[-1].name!r} are fewer than "
         f"config.front_filter.temperature_epochs = {falls:g}: the temperature falls to "
-        f"{reached:.3g} alone, and networks are validated and tested at 1. Train "
-        f"longer, or set it to at most {epochs:.3g}.",
+        f"{reached:.3g} alone, and is 1 in validation and inference. Train longer, or "
+        f"set it to at most {epochs:.3g}.",
         file=sys.stderr,
     )
 

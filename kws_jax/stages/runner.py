@@ -165,10 +165,12 @@ def follows_training(parts: Setup, index: int) -> bool:
 
 
 def epochs_before(parts: Parts, index: int, folder: Path) -> float:
-    """Epochs that what stage `index` goes on from has been trained for.
+    """Epochs that were made in the stages before that stage `index` goes on from.
 
-    Those that the stages before really made, where one has ended before its length;
-    stages that train the head alone leave all else as it was, and do not count.
+    Those that they really made, where one has ended before its length, and all of
+    them: the stage goes on from the best state of the one before, which may be some
+    epochs older. Stages that train the head alone leave all else as it was, and do not
+    count.
     """
     if not follows_training(parts, index):
         return 0.0
@@ -182,6 +184,21 @@ def epochs_before(parts: Parts, index: int, folder: Path) -> float:
     return (
         epochs + steps / plan_of(parts, before, len(parts.task.train)).steps_per_epoch
     )
+
+
+def plans_after(parts: Parts, index: int) -> list[loop.StagePlan]:
+    """Of the stages that go on training all weights of stage `index`, in full length.
+
+    Those that train the head alone are passed over, and any other kind ends the row.
+    """
+    plans = []
+    for after in range(index + 1, len(parts.config.stages)):
+        stage = parts.config.stages[after]
+        if stage.kind not in stage_fields.TRAINS_NETWORK:
+            break
+        if stage.get("trained_part", "all") != "head":
+            plans.append(plan_of(parts, after, len(parts.task.train)))
+    return plans
 
 
 def continues_optimizer(parts: Setup, index: int) -> bool:

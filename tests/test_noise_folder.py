@@ -324,18 +324,21 @@ def test_copies_across_a_data_set_s_own_division_are_refused_by_name():
     names = ["tr/a.wav", "tr/b.wav", "tt/a.wav"]
     sounds = {name: sound(name, 3) for name in names}
     sounds["tt/b.wav"] = sounds["tr/a.wav"]
-    with pytest.raises(UserError, match=r"tr/a\.wav and tt/b\.wav hold the same sound"):
+    told = (
+        r"tr/a\.wav \(for training\) and tt/b\.wav \(for the test\) hold the same sound"
+    )
+    with pytest.raises(UserError, match=told):
         divided_sounds(sounds)
     # Nothing of these lies in tt: hum.wav is cut in time.
     sounds["tt/b.wav"] = sound("b", 9)
     sounds["hum.wav"] = sound("hum", 9)
     sounds["tr/a.wav"] = sounds["hum.wav"][RATE:]
-    expected = r"hum\.wav, whose last seconds are for the test, and tr/a\.wav, which"
-    with pytest.raises(UserError, match=expected):
+    cut = r"hum\.wav \(whose last seconds are for the test\)"
+    with pytest.raises(UserError, match=cut + r" and tr/a\.wav \(for training\) hold"):
         divided_sounds(sounds)
     sounds["tr/a.wav"] = sound("a", 9)
     sounds["hum.wav"] = sounds["tt/b.wav"][RATE:]
-    with pytest.raises(UserError, match=r"hum\.wav and tt/b\.wav hold the same sound"):
+    with pytest.raises(UserError, match=cut + r" and tt/b\.wav \(for the test\) hold"):
         divided_sounds(sounds)
 
 

@@ -261,18 +261,20 @@ def _check_parts(
         for mark in marks[name]:
             other = holders.setdefault(mark, name)
             if (other in test, other in lone) != (name in test, name in lone):
-                if not {other, name} & test:
-                    cut, whole = (other, name) if other in lone else (name, other)
-                    raise UserError(
-                        f"config.data.noise_seen: {cut}, whose last seconds are for "
-                        f"the test, and {whole}, which is for training, hold the same "
-                        "sound. Remove one of them"
-                    )
-                raise UserError(
-                    f"config.data.noise_seen: {other} and {name} hold the same sound, "
-                    "and their folders give it to training (tr, cv) and to the test "
-                    "(tt). Remove one of them"
+                pair = " and ".join(
+                    f"{own} ({_side(own, test, lone)})" for own in (other, name)
                 )
+                raise UserError(
+                    f"config.data.noise_seen: {pair} hold the same sound, and the "
+                    "division by folders (tr, cv, tt) is kept as it is. Remove one of "
+                    "them"
+                )
+
+
+def _side(name: str, test: Set[str], lone: Set[str]) -> str:
+    if name in lone:
+        return "whose last seconds are for the test"
+    return "for the test" if name in test else "for training"
 
 
 def _cut(recording: Recording, fraction: float) -> tuple[Recording, Recording] | str:

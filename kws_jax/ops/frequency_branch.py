@@ -123,9 +123,9 @@ def _gradients_by_tiles(
         d_inner = tile.filter_transposed(d_outer) * tile.middle(slope)
         patches = patches[:, 2 * tile.reach : -2 * tile.reach or None]
         gradients = (
-            patches.astype(wide) @ d_inner.astype(wide),
+            jnp.matmul(patches, d_inner, preferred_element_type=wide),
             tile.tap_gradients(inner.astype(wide), d_outer.astype(wide)),
-            dy.astype(wide) @ outer.reshape(-1, tile.maps).astype(wide),
+            jnp.matmul(dy, outer.reshape(-1, tile.maps), preferred_element_type=wide),
         )
         return jax.tree.map(jnp.add, sums, gradients), tile.expand @ d_inner.T
 

@@ -56,7 +56,7 @@ _GROUPS = ("data", "detection")
 _STORED = ("common", "each")
 # Fields that say something of a recording; those of streams and clips do not.
 _CACHE = "data.cache_dir"
-_FILE = "detection.json"
+_FILE = "detection.json"  # of `stages.detection`, which is not light
 _LISTENING = ("scores", "hop_ms", "smoothing_ms", "refractory_ms")
 _TOLERANCE, _TARGET = "tolerance_ms", "target_false_alarms_per_hour"
 

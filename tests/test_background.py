@@ -40,6 +40,14 @@ def test_background_without_copies_stays_as_it_is(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_silent_recordings_are_no_copies(capsys):
+    silent = np.zeros(SAMPLE_RATE, np.int16)
+    corpus = divided(a=silent, b=silent, c=sound(2), d=sound(3))
+    assert names(corpus.background[TEST]) == ["b"]
+    assert without_copies(corpus) is corpus
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("begin", [0, SAMPLE_RATE])
 def test_a_copy_of_what_a_test_hears_is_left_out_of_training(capsys, begin):
     # Of five, the second is for the test and the fourth for validation.

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence, Set
 from kws_jax.condition_names import SEEN
 from kws_jax.data import copies
 from kws_jax.data.corpus import TEST, TRAIN, VALIDATION, Corpus, Recording
+from kws_jax.data.sounding import is_silent
 
 
 def without_copies(corpus: Corpus) -> Corpus:
@@ -21,14 +22,14 @@ def without_copies(corpus: Corpus) -> Corpus:
     """
     parts = {**corpus.background}
     training = parts.get(TRAIN, ())
-    kept = _others(training, _marks([*parts.get(VALIDATION, ()), *parts.get(TEST, ())]))
+    held = _marks([*parts.get(VALIDATION, ()), *parts.get(TEST, ())])
+    kept = _others(training, held)
     if len(kept) == len(training):
         return corpus
     noise = {**corpus.noise}
     if kept:
         parts[TRAIN] = kept
         # The same recordings, as noise.
-        held = _marks([*parts.get(VALIDATION, ()), *parts.get(TEST, ())])
         noise[SEEN] = _others(noise.get(SEEN, ()), held)
         left, where = len(training) - len(kept), "training"
     else:
@@ -53,4 +54,6 @@ def _others(
 
 
 def _marks(recordings: Iterable[Recording]) -> frozenset[bytes]:
-    return frozenset().union(*(copies.marks(r.audio) for r in recordings))
+    # Silent ones are alike, and no copies; they are refused where they are used.
+    sounding = (r.audio for r in recordings if not is_silent(r.audio))
+    return frozenset().union(*map(copies.marks, sounding))
